@@ -1,0 +1,249 @@
+"""Trivial baselines that every table carries: the same verbs, polarity, smoothing and score as the detector, no
+diffusion.
+
+They are meant to be strong: what is spatial is standardised per place on normals, with the width of the
+neighbourhood chosen on held-out groups, and the PCA residual is standardised by errors of normals that its
+components have not seen. Their ``scale_floor`` (see :class:`anodiff.anomaly.settings.DetectorSettings`) is the value
+at which each did best on the labelled development images of two data sets, so that they are not beaten for want of a
+setting.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from anodiff.anomaly.groups import assign_parts
+from anodiff.anomaly.reduce import Reduction, reduce_maps
+from anodiff.anomaly.residuals import Polarity, channel_mean
+from anodiff.anomaly.smoothing import smooth_maps, smooth_spatial
+from anodiff.anomaly.standardise import Moments, Standardisation, fit_standardisation
+from anodiff.errors import DataError
+
+#: folds of the normals by which widths are chosen and PCA errors are made honest
+FOLDS = 4
+#: most images whose principal components are computed (evenly spaced through the normals beyond it)
+PCA_IMAGES = 2000
+
+
+class Baseline(ABC):
+    """fit(normals), then maps(images) and scores(maps).
+
+    Args:
+        polarity: what an anomaly may be, as in the detector: "brighter" and "darker" keep the signed map.
+        smooth_px: standard deviation of the final Gaussian smoothing, px on the model grid.
+        magnitude_first: for polarity "both", take |.| before smoothing (finds wrong texture) and not after it (finds
+            weak shifts). Without effect on a declared sign.
+    """
+
+    name: str
+
+    def __init__(self, polarity: Polarity = "both", smooth_px: float = 0.0, *, magnitude_first: bool = False) -> None:
+        self.polarity: Polarity = polarity
+        self.smooth_px = smooth_px
+        self.magnitude_first = magnitude_first
+
+    @abstractmethod
+    def fit(
+        self, normals: Tensor, groups: Sequence[object] | None = None, foreground: Tensor | None = None
+    ) -> Baseline:
+        """Learn from normals (N, C, *S); ``groups`` names the patient, clip or part of each image."""
+
+    @abstractmethod
+    def _signed(self, images: Tensor) -> Tensor:
+        """The signed map (N, *S): positive = brighter than normal."""
+
+    def maps(self, images: Tensor, foreground: Tensor | None = None) -> Tensor:
+        """Anomaly maps (N, *S), larger = more anomalous, of images (N, C, *S)."""
+        signed = self._signed(images)
+        if self.polarity == "darker":
+            signed = -signed
+        if self.polarity != "both":
+            return smooth_maps(signed, self.smooth_px, foreground)
+        if self.magnitude_first:
+            return smooth_maps(signed.abs(), self.smooth_px, foreground)
+        return smooth_maps(signed, self.smooth_px, foreground).abs()
+
+    def scores(
+        self,
+        maps: Tensor,
+        foreground: Tensor | None = None,
+        *,
+        reduction: Reduction = "topk",
+        topk: float = 0.005,
+    ) -> Tensor:
+        """One score an image (N,), by the detector's own reduction."""
+        return reduce_maps(maps, reduction, topk=topk, foreground=foreground)
+
+
+class RawIntensity(Baseline):
+    """The image itself; for polarity "both" the distance from the mean of the normals."""
+
+    name = "raw intensity"
+
+    def fit(
+        self, normals: Tensor, groups: Sequence[object] | None = None, foreground: Tensor | None = None
+    ) -> RawIntensity:
+        """Remember the mean intensity of normal (foreground) pixels."""
+        _require(normals, self.name)
+        values = channel_mean(normals.float())
+        self.mean_ = float((values[foreground] if foreground is not None else values).double().mean())
+        return self
+
+    def _signed(self, images: Tensor) -> Tensor:
+        return channel_mean(images) - self.mean_
+
+
+class BlurResidual(Baseline):
+    """The image minus its own Gaussian blur of ``blur_px``: what stands out from its neighbourhood."""
+
+    name = "blur residual"
+
+    def __init__(
+        self,
+        polarity: Polarity = "both",
+        smooth_px: float = 0.0,
+        *,
+        magnitude_first: bool = False,
+        blur_px: float = 8.0,
+    ) -> None:
+        super().__init__(polarity, smooth_px, magnitude_first=magnitude_first)
+        self.blur_px = blur_px
+
+    def fit(
+        self, normals: Tensor, groups: Sequence[object] | None = None, foreground: Tensor | None = None
+    ) -> BlurResidual:
+        """There is nothing to learn."""
+        return self
+
+    def _signed(self, images: Tensor) -> Tensor:
+        values = channel_mean(images)
+        return values - smooth_spatial(values, self.blur_px, range(1, values.ndim))
+
+
+class IntensityZScore(Baseline):
+    """(x - mean of normals there) / (their standard deviation there), local widths chosen on held-out groups."""
+
+    name = "intensity z-score"
+
+    def __init__(
+        self,
+        polarity: Polarity = "both",
+        smooth_px: float = 0.0,
+        *,
+        magnitude_first: bool = False,
+        scale_floor: float = 0.1,
+    ) -> None:
+        super().__init__(polarity, smooth_px, magnitude_first=magnitude_first)
+        self.scale_floor = scale_floor
+
+    def fit(
+        self, normals: Tensor, groups: Sequence[object] | None = None, foreground: Tensor | None = None
+    ) -> IntensityZScore:
+        """Fit the local mean and standard deviation of normal intensity."""
+        _require(normals, self.name)
+        values = channel_mean(normals.float())[None]
+        parts = _folds(len(normals), groups)
+        folds = [_moments(values, parts == k, foreground) for k in parts.unique().tolist()]
+        self.standardisation_: Standardisation = fit_standardisation(folds, "map", scale_floor=self.scale_floor)
+        return self
+
+    def _signed(self, images: Tensor) -> Tensor:
+        return self.standardisation_(channel_mean(images)[None])[0]
+
+
+class PCAResidual(Baseline):
+    """What the first ``components`` principal components of the normals do not explain, as a local z-score.
+
+    The errors that fit the z-score come from components of the other folds, as a new image's errors do.
+    """
+
+    name = "PCA residual"
+
+    def __init__(
+        self,
+        polarity: Polarity = "both",
+        smooth_px: float = 0.0,
+        *,
+        magnitude_first: bool = False,
+        components: int = 10,
+        scale_floor: float = 0.5,
+    ) -> None:
+        super().__init__(polarity, smooth_px, magnitude_first=magnitude_first)
+        self.scale_floor = scale_floor
+        self.components = components
+        self.name = f"PCA({components}) residual"
+
+    def fit(
+        self, normals: Tensor, groups: Sequence[object] | None = None, foreground: Tensor | None = None
+    ) -> PCAResidual:
+        """Fit the components on all normals, and the local scale of their held-out residuals."""
+        _require(normals, self.name)
+        flat = normals.float().flatten(1)
+        parts = _folds(len(normals), groups)
+        centred = flat - flat.mean(dim=0)
+        kept = torch.linspace(0, len(flat) - 1, min(len(flat), PCA_IMAGES)).round().long()
+        gram = (centred[kept] @ centred[kept].T).double()
+        moments = []
+        labels = parts.unique().tolist()
+        for fold in labels:
+            others = parts[kept] != fold if len(labels) > 1 else torch.ones_like(kept, dtype=torch.bool)
+            model = _principal_axes(flat, kept[others], gram[others][:, others], self.components)
+            held_out = parts == fold
+            errors = _unexplained(normals[held_out], *model)
+            moments.append(_moments(errors[None], None, foreground[held_out] if foreground is not None else None))
+        self.model_ = _principal_axes(flat, kept, gram, self.components)
+        self.standardisation_: Standardisation = fit_standardisation(moments, "map", scale_floor=self.scale_floor)
+        return self
+
+    def _signed(self, images: Tensor) -> Tensor:
+        return self.standardisation_(_unexplained(images, *self.model_)[None])[0]
+
+
+def standard_baselines(polarity: Polarity, smooth_px: float, *, magnitude_first: bool = False) -> list[Baseline]:
+    """The four of every table, unfitted: raw intensity, blur residual, intensity z-score, PCA(30) residual."""
+    return [
+        RawIntensity(polarity, smooth_px, magnitude_first=magnitude_first),
+        BlurResidual(polarity, smooth_px, magnitude_first=magnitude_first),
+        IntensityZScore(polarity, smooth_px, magnitude_first=magnitude_first),
+        PCAResidual(polarity, smooth_px, magnitude_first=magnitude_first, components=30),
+    ]
+
+
+def _principal_axes(flat: Tensor, rows: Tensor, gram: Tensor, components: int) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and leading axes (d, k) of the given rows of ``flat`` (n, d), from the rows' Gram matrix."""
+    centring = gram - gram.mean(dim=0) - gram.mean(dim=1, keepdim=True) + gram.mean()
+    values, vectors = torch.linalg.eigh(centring)
+    k = min(components, len(rows) - 1)
+    leading = vectors[:, -k:] / values[-k:].clamp(min=1e-12).sqrt() if k > 0 else vectors[:, :0]
+    data = flat[rows]
+    mean = data.mean(dim=0)
+    return mean, (data - mean).T @ leading.float()
+
+
+def _unexplained(images: Tensor, mean: Tensor, axes: Tensor) -> Tensor:
+    """Images minus their projection, mean over channels; (N, C, *S) -> (N, *S)."""
+    centred = images.float().flatten(1) - mean
+    return channel_mean((centred - (centred @ axes) @ axes.T).reshape(images.shape))
+
+
+def _moments(errors: Tensor, chosen: Tensor | None, foreground: Tensor | None) -> Moments:
+    moments = Moments.empty(errors.shape[0], errors.shape[2:])
+    if chosen is not None:
+        errors = errors[:, chosen]
+        foreground = foreground[chosen] if foreground is not None else None
+    moments.add(errors, foreground)
+    return moments
+
+
+def _folds(count: int, groups: Sequence[object] | None) -> Tensor:
+    labels = [str(group) for group in (groups if groups is not None else range(count))]
+    return torch.tensor(assign_parts(labels, [1.0] * FOLDS))
+
+
+def _require(normals: Tensor, name: str) -> None:
+    if len(normals) < 2:
+        raise DataError(f"{name}: expected at least 2 normal images to fit on, found {len(normals)}")

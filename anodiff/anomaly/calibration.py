@@ -1,0 +1,213 @@
+"""What normal images teach a detector: the size of normal error, the threshold of a stated false-alarm rate, p-values.
+
+Everything is learnt from normals, in two group-disjoint parts (see :meth:`anodiff.anomaly.AnomalyDetector.fit`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anodiff.anomaly.standardise import Granularity, Standardisation
+from anodiff.errors import DataError
+
+#: quantiles of normal foreground pixels that are stored; those at 0.95 and 0.99 are the pixel thresholds
+PIXEL_QUANTILES = (0.5, 0.95, 0.99, 0.999, 1.0)
+
+
+def alarms_allowed(rate: float, count: int) -> int:
+    """Largest m with m / (count + 1) <= rate, as floating-point p-values are compared with the rate."""
+    m = math.floor(rate * (count + 1))
+    if (m + 1) / (count + 1) <= rate:
+        return m + 1
+    return m if m / (count + 1) <= rate else m - 1
+
+
+def normals_needed(rate: float) -> int:
+    """Fewest normals whose conformal quantile at ``rate`` is finite: the smallest n with 1 / (n + 1) <= rate."""
+    n = max(1, math.ceil(1.0 / rate) - 2)
+    while alarms_allowed(rate, n) < 1:
+        n += 1
+    return n
+
+
+def conformal_threshold(scores: Tensor, rate: float) -> float | None:
+    """The k-th smallest of n normal scores, k = ceil((n + 1)(1 - rate)); None where k > n (methods 5.23).
+
+    A new normal image, exchangeable with these, scores above it with probability at most ``rate``. For every score
+    s, ties
+    included: s > threshold exactly when :func:`p_values` of s is <= rate.
+    """
+    count = scores.numel()
+    allowed = alarms_allowed(rate, count)
+    if allowed < 1:
+        return None
+    return float(scores.sort().values[count - allowed])
+
+
+def p_values(scores: Tensor, normal_scores: Tensor) -> Tensor:
+    """p = (1 + #{normal scores >= s}) / (n + 1), float64, (N,); nan for a score that is not a number.
+
+    ``normal_scores`` must be sorted ascending.
+    """
+    values = scores.double().cpu()
+    above = normal_scores.numel() - torch.searchsorted(normal_scores, values, side="left")
+    p = (1 + above).double() / (normal_scores.numel() + 1)
+    return torch.where(values.isnan(), torch.full_like(p, torch.nan), p)
+
+
+def upper_quantiles(values: Tensor, shares: Sequence[float]) -> dict[float, float]:
+    """For each share the smallest of the values (n,) with at most ``1 - share`` of them strictly above it."""
+    ordered = values.sort().values
+    # A share such as 0.95 is not a binary fraction: without the slack, 0.95 * 100 could ask for the 96th value.
+    return {share: float(ordered[max(1, math.ceil(share * ordered.numel() - 1e-6)) - 1]) for share in shares}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A detector's knowledge of normal images, kept in the model file.
+
+    Attributes:
+        preset, settings, seed: what was calibrated: the preset's name and all its slots (plain values); the noise seed.
+        rate, unit: the false-alarm rate that the threshold promises, and per what: an "image", or a "group"
+            (patient, clip) of images of which the highest counts.
+        scores: normal scores (n,) float64, ascending, one a unit.
+        threshold: anomalous is a score above it; None where there are too few normals for the rate, and ``message``
+            says so.
+        pixel_quantiles: values of the maps' normal foreground pixels at PIXEL_QUANTILES.
+        standardisation: location and scale of normal error; None where the settings want none.
+        counts: images and groups in each of the two parts.
+    """
+
+    preset: str
+    settings: dict[str, Any]
+    seed: int
+    rate: float
+    unit: str
+    scores: Tensor
+    threshold: float | None
+    message: str | None
+    pixel_quantiles: dict[float, float]
+    standardisation: Standardisation | None
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def pixel_threshold_fpr5(self) -> float:
+        """Map value above which 5 % of normal foreground pixels lie (dice_at_fpr5)."""
+        return self.pixel_quantiles[0.95]
+
+    @property
+    def pixel_threshold_fpr1(self) -> float:
+        """Map value above which 1 % of normal foreground pixels lie (candidates, inpainting)."""
+        return self.pixel_quantiles[0.99]
+
+    def p_values(self, scores: Tensor) -> Tensor:
+        """See :func:`p_values`."""
+        return p_values(scores, self.scores)
+
+    def is_anomalous(self, scores: Tensor) -> Tensor | None:
+        """score > threshold, (N,) bool; None without a threshold."""
+        return None if self.threshold is None else scores.double().cpu() > self.threshold
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """The tensors of a calibration by name; with :meth:`to_json` its whole content."""
+        tensors = {"scores": self.scores}
+        if self.standardisation is not None:
+            tensors["location"] = self.standardisation.location
+            tensors["scale"] = self.standardisation.scale
+        return tensors
+
+    def to_json(self) -> dict[str, Any]:
+        """All that is not a tensor, as plain values."""
+        chosen = self.standardisation
+        return {
+            "preset": self.preset,
+            "settings": self.settings,
+            "seed": self.seed,
+            "rate": self.rate,
+            "unit": self.unit,
+            "threshold": self.threshold,
+            "message": self.message,
+            "pixel_quantiles": [[share, value] for share, value in self.pixel_quantiles.items()],
+            "granularity": None if chosen is None else [chosen.granularity.kind, chosen.granularity.width],
+            "log_likelihoods": {} if chosen is None else chosen.log_likelihoods,
+            "counts": self.counts,
+        }
+
+    @classmethod
+    def from_parts(cls, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Calibration:
+        """The inverse of :meth:`to_json` and :meth:`to_tensors`. Raises KeyError for parts that lack something."""
+        standardisation = None
+        if values["granularity"] is not None:
+            kind, width = values["granularity"]
+            standardisation = Standardisation(
+                tensors["location"], tensors["scale"], Granularity(kind, width), dict(values["log_likelihoods"])
+            )
+        return cls(
+            preset=values["preset"],
+            settings=dict(values["settings"]),
+            seed=values["seed"],
+            rate=values["rate"],
+            unit=values["unit"],
+            scores=tensors["scores"],
+            threshold=values["threshold"],
+            message=values["message"],
+            pixel_quantiles=dict(values["pixel_quantiles"]),
+            standardisation=standardisation,
+            counts=dict(values["counts"]),
+        )
+
+
+def calibrate(
+    scores: Tensor,
+    groups: Sequence[str],
+    pixels: Tensor,
+    *,
+    preset: str,
+    settings: dict[str, Any],
+    seed: int,
+    rate: float,
+    unit: str,
+    standardisation: Standardisation | None,
+    counts: dict[str, int],
+) -> Calibration:
+    """Threshold, p-values and pixel thresholds from the threshold part's scores (n,) and foreground pixel values.
+
+    Raises:
+        DataError: a score that is not finite.
+    """
+    values = scores.double().cpu()
+    if not bool(values.isfinite().all()):
+        wrong = int((~values.isfinite()).sum())
+        raise DataError(f"calibration: expected finite scores of the normal images, found {wrong} that are not finite")
+    if unit == "group":
+        highest: dict[str, float] = {}
+        for group, value in zip(groups, values.tolist(), strict=True):
+            highest[group] = max(value, highest.get(group, -math.inf))
+        values = torch.tensor(list(highest.values()), dtype=torch.float64)
+    ordered = values.sort().values
+    threshold = conformal_threshold(ordered, rate)
+    message = None
+    if threshold is None:
+        message = (
+            f"a false-alarm rate of {rate:g} per {unit} needs at least {normals_needed(rate)} normal {unit}s for the "
+            f"threshold, found {len(ordered)}: scores have p-values but no threshold"
+        )
+    return Calibration(
+        preset=preset,
+        settings=settings,
+        seed=seed,
+        rate=rate,
+        unit=unit,
+        scores=ordered,
+        threshold=threshold,
+        message=message,
+        pixel_quantiles=upper_quantiles(pixels, PIXEL_QUANTILES),
+        standardisation=standardisation,
+        counts=counts,
+    )

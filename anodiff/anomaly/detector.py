@@ -1,0 +1,385 @@
+"""AnomalyDetector: noise -> reconstruct -> compare -> standardise -> fuse -> smooth -> score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from anodiff.anomaly.calibration import Calibration, calibrate
+from anodiff.anomaly.fusion import fuse
+from anodiff.anomaly.groups import assign_parts
+from anodiff.anomaly.noising import reconstruct
+from anodiff.anomaly.presets import resolve
+from anodiff.anomaly.reduce import reduce_maps
+from anodiff.anomaly.residuals import apply_polarity, feature_residual, residual
+from anodiff.anomaly.settings import DetectorSettings
+from anodiff.anomaly.smoothing import smooth_maps
+from anodiff.anomaly.standardise import Moments, Standardisation, fit_standardisation
+from anodiff.diffusion import image_keys
+from anodiff.engine.inference import InferenceDenoiser
+from anodiff.errors import ConfigError, DataError, InputError
+
+#: rows x voxels that are in flight at once: 64 MiB of float32, a few times over
+VOXELS_AT_ONCE = 1 << 24
+#: group-disjoint folds of the standardisation part, by which its granularity is chosen
+FOLDS = 4
+#: normal pixels behind the pixel thresholds; beyond it an evenly spaced subset is used
+PIXELS_KEPT = 1 << 25
+#: noise level at which the encoder is told to look at a (clean) image for the residual "features"
+FEATURE_SIGMA = 0.1
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class DetectionResult:
+    """What the detector says of N images; tensors lie on the images' device.
+
+    Attributes:
+        maps: (N, *S) float32, larger = more anomalous; in units of normal error where calibrated. Never clamped.
+        scores: (N,) float32, higher = more anomalous.
+        p_values: (N,) float64; nan where there is no calibration.
+        is_anomalous: (N,) bool, score > threshold, the same as p <= rate; None without a threshold.
+        reconstructions: (N, C, *S) float32, the mean over start levels of what the model makes of the image.
+        threshold: of the scores; None where there is no calibration or too few normals.
+        nfe: denoiser calls an image.
+        notes: sentences for the user: not calibrated, or too few normals for a threshold.
+    """
+
+    maps: Tensor
+    scores: Tensor
+    p_values: Tensor
+    is_anomalous: Tensor | None
+    reconstructions: Tensor
+    threshold: float | None
+    nfe: int
+    notes: tuple[str, ...] = ()
+
+
+class AnomalyDetector:
+    """Scores images by what a diffusion model of normal images cannot reproduce.
+
+    A score is a function of the model, the settings, the seed and the pixels: on one device and software it has the
+        same bits
+    whatever the other images of the batch are, in any order (for one ``network_batch``; 1e-4 relative across them in
+    fp32).
+
+    Args:
+        model: anything with ``denoiser`` (nn.Module, D(x, sigma)), ``calibrations`` (dict by preset) and, optionally,
+            ``config`` (recipe) and ``schedule``. Its denoiser is moved to the device and set to evaluation mode.
+        preset: a preset's name, adapted by the model's recipe, or settings taken as they are.
+        device, precision: see :class:`anodiff.engine.inference.InferenceDenoiser`.
+        network_batch: rows of the one batch the network sees; None takes the recipe's, or 16.
+        seed: of the noise.
+
+    Attributes:
+        name, settings: of the preset, resolved. calibration: fitted, or found in the model for exactly these settings.
+        notes: sentences for the user.
+
+    Raises:
+        ConfigError: unknown preset, device or precision, or settings that contradict each other.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        preset: str | DetectorSettings = "default",
+        *,
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+        network_batch: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        config = getattr(model, "config", None)
+        self.name, self.settings = resolve(preset, config)
+        if network_batch is None:
+            network_batch = getattr(getattr(config, "engine", None), "network_batch", 16)
+        self.denoiser = InferenceDenoiser(model.denoiser, device, precision, network_batch)
+        self.seed = seed
+        self._schedule = getattr(model, "schedule", None) or getattr(model.denoiser, "schedule", None)
+        known: dict[str, Calibration] = getattr(model, "calibrations", None) or {}
+        wanted = self.settings.to_json()
+        self.calibration = next((c for c in known.values() if c.settings == wanted), None)
+        self._other_settings = _differences(known[self.name].settings, wanted) if self.name in known else []
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of this detector's decisions, one sentence each."""
+        if self.calibration is not None:
+            return (self.calibration.message,) if self.calibration.message else ()
+        reason = "is not calibrated for it"
+        if self._other_settings:
+            reason = f"was calibrated for other settings ({', '.join(self._other_settings)})"
+        return (f"preset {self.name!r}: the model {reason}, so scores are raw, without p-value or threshold",)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, foreground: Tensor | None = None) -> DetectionResult:
+        """Score images (N, C, *S) float32 in [-1, 1]; ``foreground`` (N, *S) bool, where the settings use one.
+
+        Raises:
+            InputError: pixels that are not finite, or a size that the model is not calibrated for.
+        """
+        _check(images, foreground)
+        self._check_size(images)
+        maps, scores, mean = [], [], []
+        for part, inside in self._chunks(images, foreground):
+            reconstructions = self.reconstruct(part)
+            final = self.maps(self.errors(part, reconstructions), inside)
+            maps.append(final.to(images.device))
+            scores.append(self.scores(final, inside).to(images.device))
+            mean.append(_mean(reconstructions).to(images.device))
+        all_scores = torch.cat(scores)
+        calibration = self.calibration
+        p = torch.full_like(all_scores, torch.nan, dtype=torch.float64)
+        decided = None
+        if calibration is not None:
+            p = calibration.p_values(all_scores).to(images.device)
+            decided = calibration.is_anomalous(all_scores)
+        return DetectionResult(
+            maps=torch.cat(maps),
+            scores=all_scores,
+            p_values=p,
+            is_anomalous=None if decided is None else decided.to(images.device),
+            reconstructions=torch.cat(mean),
+            threshold=None if calibration is None else calibration.threshold,
+            nfe=self.settings.nfe_for(images.shape[2:]),
+            notes=self.notes,
+        )
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Reconstructions from each start level, averaged over draws; (N, C, *S) -> (L, N, C, *S) on the device."""
+        keys = image_keys(images, self.seed).to(self.denoiser.device)
+        on_device = images.to(self.denoiser.device, torch.float32)
+        return reconstruct(self.denoiser, on_device, keys, self.settings, self._schedule)
+
+    @torch.no_grad()
+    def errors(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+        """Raw error of each level; images (N, C, *S), reconstructions (L, N, C, *S) -> (L, N, *S), not standardised."""
+        images = images.to(reconstructions.device, torch.float32)
+        kind, polarity = self.settings.residual, self.settings.polarity
+        if kind != "features":
+            return torch.stack([residual(images, level, kind, polarity) for level in reconstructions])
+        ours = self.denoiser.features(images, FEATURE_SIGMA)
+        return torch.stack(
+            [
+                feature_residual(ours, self.denoiser.features(level, FEATURE_SIGMA), images.shape[2:])
+                for level in reconstructions
+            ]
+        )
+
+    @torch.no_grad()
+    def maps(self, errors: Tensor, foreground: Tensor | None = None) -> Tensor:
+        """Anomaly maps from raw errors: standardise where calibrated, fuse, smooth; (L, N, *S) -> (N, *S)."""
+        standardisation = None if self.calibration is None else self.calibration.standardisation
+        return self._maps(errors, foreground, standardisation)
+
+    def scores(self, maps: Tensor, foreground: Tensor | None = None) -> Tensor:
+        """One score an image from its map; (N, *S) -> (N,)."""
+        inside = self._used(foreground, maps.device)
+        return reduce_maps(maps, self.settings.reduction, topk=self.settings.topk, foreground=inside)
+
+    @torch.no_grad()
+    def fit(
+        self,
+        normals: Tensor,
+        groups: Sequence[object] | None = None,
+        foreground: Tensor | None = None,
+        rate: float = 0.05,
+        unit: Literal["image", "group"] = "image",
+        *,
+        standardise_on: Tensor | None = None,
+        standardise_groups: Sequence[object] | None = None,
+        standardise_foreground: Tensor | None = None,
+        progress: Progress | None = None,
+    ) -> AnomalyDetector:
+        """Calibrate on normals only, in two group-disjoint parts: one fits the normal error, the other sets the
+        threshold.
+
+        The errors of the first part would look smaller than a new image's if they set the threshold too.
+
+        Args:
+            normals: (N, C, *S) in [-1, 1].
+            groups: patient, clip or part of each image; None takes each (distinct) image for a group of its own.
+            foreground: (N, *S) bool.
+            rate: false-alarm rate of the threshold, per unit: share of normal units that may score above it.
+            unit: "image", or "group": the highest image of each group counts.
+            standardise_on, standardise_groups, standardise_foreground: normals of other groups (training images,
+                say) for the standardisation part, so that all of ``normals`` can set the threshold.
+            progress: called with the number of images done, after each batch.
+
+        Returns:
+            The detector itself; its ``calibration`` is what a model file keeps.
+
+        Raises:
+            DataError: no image, groups that are in both parts, or a single group where two parts are needed.
+            ConfigError: a rate outside (0, 1).
+        """
+        if not 0 < rate < 1:
+            raise ConfigError(f"rate: expected a false-alarm rate between 0 and 1, found {rate}")
+        if unit not in ("image", "group"):
+            raise ConfigError(f"unit: expected 'image' or 'group', found {unit!r}")
+        threshold_part = _Part.of(normals, groups, foreground, self.seed)
+        standardisation = None
+        counts: dict[str, int] = {}
+        if self.settings.standardise != "none":
+            if standardise_on is None:
+                fitting_part, threshold_part = threshold_part.halves(self.seed)
+            else:
+                fitting_part = _Part.of(standardise_on, standardise_groups, standardise_foreground, self.seed)
+                shared = set(fitting_part.groups) & set(threshold_part.groups)
+                if shared:
+                    raise DataError(
+                        "calibration: expected groups that are in one part only, found "
+                        f"{len(shared)} in both, {min(shared)!r} first"
+                    )
+            standardisation = self._fit_standardisation(fitting_part, progress)
+            counts |= fitting_part.counts("standardise")
+        scores, pixels = self._normal_scores(threshold_part, standardisation, progress)
+        self.calibration = calibrate(
+            scores,
+            threshold_part.groups,
+            pixels,
+            preset=self.name,
+            settings=self.settings.to_json(),
+            seed=self.seed,
+            rate=rate,
+            unit=unit,
+            standardisation=standardisation,
+            counts=counts | threshold_part.counts("threshold"),
+        )
+        return self
+
+    def _fit_standardisation(self, part: _Part, progress: Progress | None) -> Standardisation:
+        folds = torch.tensor(assign_parts(part.groups, [1.0] * FOLDS, self.seed))
+        labels = folds.unique().tolist()
+        moments = {}
+        for fold in labels:
+            moments[fold] = Moments.empty(len(self.settings.levels), part.images.shape[2:], self.denoiser.device)
+            chosen = folds == fold
+            inside_part = None if part.foreground is None else part.foreground[chosen]
+            for images, inside in self._chunks(part.images[chosen], inside_part):
+                moments[fold].add(self.errors(images, self.reconstruct(images)), self._used(inside, images.device))
+                if progress is not None:
+                    progress(len(images))
+        settings = self.settings
+        return fit_standardisation(list(moments.values()), settings.standardise, settings.map_px, settings.scale_floor)
+
+    def _normal_scores(
+        self, part: _Part, standardisation: Standardisation | None, progress: Progress | None
+    ) -> tuple[Tensor, Tensor]:
+        """Scores (n,) and (a subset of the) foreground pixel values of the threshold part, on the CPU."""
+        stride = math.ceil(part.images[:, 0].numel() / PIXELS_KEPT)
+        scores, pixels = [], []
+        for images, inside in self._chunks(part.images, part.foreground):
+            maps = self._maps(self.errors(images, self.reconstruct(images)), inside, standardisation)
+            scores.append(self.scores(maps, inside).cpu())
+            used = self._used(inside, maps.device)
+            pixels.append((maps.flatten() if used is None else maps[used])[::stride].cpu())
+            if progress is not None:
+                progress(len(images))
+        return torch.cat(scores), torch.cat(pixels)
+
+    def _maps(self, errors: Tensor, foreground: Tensor | None, standardisation: Standardisation | None) -> Tensor:
+        settings = self.settings
+        if standardisation is not None:
+            errors = standardisation(errors)
+        smoothed = smooth_maps(fuse(errors, settings.fusion), settings.smooth_px, self._used(foreground, errors.device))
+        return apply_polarity(smoothed, settings.residual, settings.polarity)
+
+    def _used(self, foreground: Tensor | None, device: torch.device) -> Tensor | None:
+        return foreground.to(device) if foreground is not None and self.settings.foreground else None
+
+    def _chunks(self, images: Tensor, foreground: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Images a few at a time, so that memory is bounded; results do not depend on the cut."""
+        settings = self.settings
+        boxes = settings.nfe_for(images.shape[2:]) if settings.where == "boxes" else 1
+        voxels = len(settings.levels) * settings.draws * boxes * max(1, images[0].numel()) if len(images) else 1
+        size = max(1, VOXELS_AT_ONCE // voxels)
+        for start in range(0, len(images), size):
+            cut = slice(start, start + size)
+            yield images[cut], None if foreground is None else foreground[cut]
+
+    def _check_size(self, images: Tensor) -> None:
+        standardisation = None if self.calibration is None else self.calibration.standardisation
+        if standardisation is None:
+            return
+        expected = standardisation.location.shape[1:]
+        found = images.shape[2:]
+        if len(expected) != len(found) or any(e not in (1, f) for e, f in zip(expected, found, strict=True)):
+            raise InputError(
+                f"images: expected the size {tuple(expected)} that the model is calibrated for, found {tuple(found)}"
+            )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Normals with their groups."""
+
+    images: Tensor
+    groups: list[str]
+    foreground: Tensor | None
+
+    @classmethod
+    def of(cls, images: Tensor, groups: Sequence[object] | None, foreground: Tensor | None, seed: int) -> _Part:
+        if not len(images):
+            raise DataError("calibration: expected at least one normal image, found none")
+        _check(images, foreground)
+        if groups is None:
+            labels = [f"{key:016x}" for key in image_keys(images, seed).tolist()]
+        else:
+            labels = [str(group) for group in groups]
+        if len(labels) != len(images):
+            raise DataError(f"calibration: expected one group an image ({len(images)}), found {len(labels)} groups")
+        return cls(images, labels, foreground)
+
+    def halves(self, seed: int) -> tuple[_Part, _Part]:
+        """Two group-disjoint parts of about equal size."""
+        distinct = len(set(self.groups))
+        if distinct < 2:
+            raise DataError(
+                f"calibration: expected normals of at least 2 groups for two disjoint parts, found {distinct}"
+            )
+        parts = assign_parts(self.groups, [1.0, 1.0], seed)
+        first, second = (self._take([i for i, part in enumerate(parts) if part == k]) for k in (0, 1))
+        return first, second
+
+    def _take(self, index: list[int]) -> _Part:
+        inside = None if self.foreground is None else self.foreground[index]
+        return _Part(self.images[index], [self.groups[i] for i in index], inside)
+
+    def counts(self, name: str) -> dict[str, int]:
+        return {f"{name}_images": len(self.images), f"{name}_groups": len(set(self.groups))}
+
+
+def _mean(reconstructions: Tensor) -> Tensor:
+    """Mean over levels, added in order; (L, N, ...) -> (N, ...)."""
+    total = reconstructions[0]
+    for level in reconstructions[1:]:
+        total = total + level
+    return total / len(reconstructions)
+
+
+def _differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    return sorted(slot for slot in ours.keys() | theirs.keys() if ours.get(slot) != theirs.get(slot))
+
+
+def _check(images: Tensor, foreground: Tensor | None) -> None:
+    if images.ndim not in (4, 5):
+        raise InputError(
+            f"images: expected a tensor (N, C, H, W) or (N, C, D, H, W), found shape {tuple(images.shape)}"
+        )
+    if foreground is not None and foreground.shape != (images.shape[0], *images.shape[2:]):
+        raise InputError(
+            f"foreground: expected shape {(images.shape[0], *images.shape[2:])}, found {tuple(foreground.shape)}"
+        )
+    finite = images.isfinite().flatten(1).all(dim=1)
+    if not bool(finite.all()):
+        raise InputError(
+            f"images: expected finite pixels, found NaN or infinity in image {int((~finite).nonzero()[0])}"
+        )

@@ -1,0 +1,129 @@
+"""Detectors by name: each a choice of slots. A new method should need a few lines here and nothing else."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from pydantic import ValidationError
+
+from anodiff.anomaly.settings import DetectorSettings
+from anodiff.errors import ConfigError
+
+#: vp-linear, T = 1000: sigma after 250 and after 500 noising steps
+LINEAR_250 = 0.953
+LINEAR_500 = 3.424
+
+PRESETS: dict[str, DetectorSettings] = {
+    # One step from each of eight levels; noise pairs cancel, normal error is known per place, no level dominates.
+    "default": DetectorSettings(
+        levels=(0.3, 0.48, 0.77, 1.23, 1.96, 3.13, 5.01, 8.0),
+        antithetic=True,
+        residual="signed",
+        standardise="auto",
+        fusion="sqrt-mean",
+        smooth_px=4.0,
+        reduction="topk",
+        topk=0.005,
+    ),
+    # Wyatt et al. 2022 (methods 5.1): simplex noise, the full reverse chain from step 250, squared error.
+    "anoddpm": DetectorSettings(
+        noise="simplex",
+        levels=(LINEAR_250,),
+        sampler="ancestral",
+        steps=250,
+        grid="step",
+        variance="large",
+        residual="squared",
+        standardise="none",
+        reduction="mean",
+    ),
+    # In the manner of Graham et al. 2023 (methods 5.11): many start levels, each level's error standardised on normals.
+    "multilevel": DetectorSettings(
+        levels=(0.2, 0.4, 0.8, 1.5, 3.0, 6.0),
+        residual="squared",
+        standardise="auto",
+        fusion="mean",
+        reduction="mean",
+    ),
+    # The cheapest useful detector: one level, one pair.
+    "one-step": DetectorSettings(
+        levels=(1.5,),
+        antithetic=True,
+        residual="signed",
+        standardise="auto",
+        smooth_px=4.0,
+        reduction="topk",
+        topk=0.005,
+    ),
+    # Behrendt et al. 2023 (methods 5.2): step 500, simplex noise inside one box at a time, the rest seen clean.
+    "pddpm": DetectorSettings(
+        noise="simplex",
+        levels=(LINEAR_500,),
+        where="boxes",
+        residual="absolute",
+        standardise="none",
+        reduction="mean",
+    ),
+}
+
+
+def preset(name: str, **slots: Any) -> DetectorSettings:
+    """A preset by name, with some slots set otherwise.
+
+    Raises:
+        ConfigError: unknown preset or slot (naming the nearest), or a value out of range.
+    """
+    if name not in PRESETS:
+        nearest = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"unknown preset {name!r}; did you mean {nearest!r}? (known: {', '.join(PRESETS)})")
+    return change(PRESETS[name], slots, f"preset {name!r}")
+
+
+def change(settings: DetectorSettings, slots: dict[str, Any], source: str) -> DetectorSettings:
+    """A copy with some slots set otherwise, validated as a whole; ``source`` names it in errors. Raises ConfigError."""
+    known = DetectorSettings.model_fields
+    for slot in slots:
+        if slot not in known:
+            nearest = difflib.get_close_matches(slot, known, n=1, cutoff=0.0)[0]
+            raise ConfigError(f"{source}: unknown slot {slot!r}; did you mean {nearest!r}?")
+    try:
+        return DetectorSettings.model_validate({**settings.model_dump(), **slots})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        found = f" (found {first['input']!r})" if key else ""
+        raise ConfigError(f"{source}: {f'{key}: ' if key else ''}{message[0].lower()}{message[1:]}{found}") from None
+
+
+def resolve(chosen: str | DetectorSettings, config: Any = None) -> tuple[str, DetectorSettings]:
+    """Name and final settings of a detector for a model's recipe.
+
+    The recipe (``config``, any object; what it lacks is left alone) adds, to a preset chosen by name: its own slots
+    for that preset (``config.presets[name]``) and its declared ``config.polarity``. Settings given as such are taken
+    as they are. In both, "model" noise becomes the family and scale of the model's training (``config.diffusion``;
+    Gaussian where unknown).
+
+    Raises:
+        ConfigError: as :func:`preset`.
+    """
+    if isinstance(chosen, DetectorSettings):
+        name, settings = "custom", chosen
+    else:
+        name = chosen
+        slots = dict((getattr(config, "presets", None) or {}).get(name, {}))
+        polarity = getattr(config, "polarity", None)
+        if polarity is not None:
+            slots.setdefault("polarity", polarity)
+        settings = preset(name, **slots)
+    trained = getattr(config, "diffusion", None)
+    family = getattr(trained, "noise", "gaussian")
+    if settings.noise != "model":
+        scale = getattr(trained, "noise_scale", "unit") if settings.noise == family else "unit"
+        family = settings.noise
+    else:
+        scale = getattr(trained, "noise_scale", "unit")
+    if settings.noise_scale != "model":
+        scale = settings.noise_scale
+    return name, change(settings, {"noise": family, "noise_scale": scale}, f"preset {name!r}")

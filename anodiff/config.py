@@ -1,0 +1,286 @@
+"""The recipe of a model: what one YAML file of configs/ says, validated.
+
+Unknown keys are refused with the nearest right one; YAML never names a Python object. Every value that changes a score
+travels inside the model file, so that a model is scored as it was trained.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from anodiff.errors import ConfigError
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of the recipe: frozen, and closed to keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class IntensityConfig(Section):
+    """How raw intensities become the [-1, 1] of the library.
+
+    ``unit_range`` maps the value range of the data type (0..255, 0..65535; a float image: ``[0, 1]``) to [-1, 1];
+    ``percentile`` maps the ``low`` and ``high`` percentiles of the foreground; ``zscore`` standardises the foreground.
+    """
+
+    kind: Literal["unit_range", "percentile", "zscore"] = "unit_range"
+    low: Annotated[float, Field(ge=0, le=100)] = 0.5
+    high: Annotated[float, Field(ge=0, le=100)] = 99.5
+    clip: Positive | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> IntensityConfig:
+        if self.low >= self.high:
+            raise ValueError(f"low must be below high, found {self.low} and {self.high}")
+        return self
+
+
+class PreprocessConfig(Section):
+    """From a decoded image to the model's grid, with an exact way back to the native one."""
+
+    channels: Annotated[int, Field(ge=1, le=16)] = 1
+    channel: Annotated[int, Field(ge=0)] | None = None
+    size: tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] = (128, 128)
+    resize: Literal["stretch", "pad"] = "pad"
+    intensity: IntensityConfig = IntensityConfig()
+    foreground: Literal["none", "otsu", "threshold"] = "none"
+    foreground_threshold: Share = 0.05
+    max_pixels: Count = 100_000_000
+
+
+class NetworkConfig(Section):
+    """The U-Net: ``channels`` per resolution, ``attention`` at which of them, ``stem`` = pixel-unshuffle factor."""
+
+    kind: Literal["unet", "monai", "diffusers"] = "unet"
+    channels: tuple[Count, ...] = (64, 128, 192)
+    blocks: Count = 2
+    attention: tuple[bool, ...] = (False, False, True)
+    stem: Annotated[int, Field(ge=1, le=8)] = 2
+    head_channels: Count = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    checkpointing: bool = False
+    #: constructor arguments of an imported network (``kind`` monai or diffusers), as its own library names them
+    arguments: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> NetworkConfig:
+        if self.kind == "unet" and len(self.channels) != len(self.attention):
+            raise ValueError(
+                f"attention needs one entry per resolution: expected {len(self.channels)}, found {len(self.attention)}"
+            )
+        return self
+
+
+class SigmaConfig(Section):
+    """From which noise levels training draws: log-normal (EDM), log-uniform, or uniform over the schedule's steps."""
+
+    kind: Literal["lognormal", "loguniform", "uniform-t"] = "lognormal"
+    mean: float = -0.4
+    std: Positive = 1.4
+    low: Positive = 0.02
+    high: Positive = 20.0
+
+
+class DiffusionConfig(Section):
+    """The forward process and what the network predicts."""
+
+    schedule: Literal["vp-linear", "vp-cosine", "vp-sigmoid", "additive", "edm"] = "edm"
+    num_steps: Annotated[int, Field(ge=2)] = 1000
+    prediction: Literal["eps", "x0", "v", "edm"] = "edm"
+    sigma_data: Positive = 0.5
+    noise_input: Literal["log_sigma", "timestep"] = "log_sigma"
+    noise: Literal["gaussian", "simplex", "pyramid"] = "gaussian"
+    noise_scale: Literal["unit", "published"] = "unit"
+    sigma: SigmaConfig = SigmaConfig()
+    weight: Literal["edm", "eps", "x0", "v", "min-snr"] = "edm"
+    #: the image estimate is clamped to [-clip, clip] when sampling
+    clip: Positive | None = None
+
+
+class AugmentConfig(Section):
+    """Only what anatomy or scene allows: a brain may be mirrored left to right, a chest may not."""
+
+    flip_lr: bool = False
+    flip_ud: bool = False
+    shift_px: Annotated[int, Field(ge=0)] = 0
+    rotate_deg: Annotated[float, Field(ge=0, le=180)] = 0.0
+    scale: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    gain: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+
+
+class TrainingConfig(Section):
+    """Progress is counted in images, so a batch size never changes the meaning of a schedule."""
+
+    images: Count = 60_000
+    batch_size: Count = 32
+    accumulate: Count = 1
+    lr: Positive = 3e-4
+    warmup_images: Annotated[int, Field(ge=0)] = 2_000
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    clip_grad: Positive = 1.0
+    ema_halflife_images: Positive = 4_000.0
+    ema_rampup: Share = 0.08
+    validate_every_images: Count = 8_000
+    validation_images: Count = 128
+    checkpoint_minutes: Positive = 3.0
+    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    seed: int = 0
+
+
+class CalibrationConfig(Section):
+    """``rate``: the false-alarm rate that the threshold promises, per ``unit``, on normal images."""
+
+    rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    unit: Literal["image"] = "image"
+    standardise_images: Count = 600
+    threshold_images: Count = 2_000
+
+
+class EngineConfig(Section):
+    """``network_batch``: the one batch shape the network ever sees; part of what makes scores reproducible."""
+
+    network_batch: Count = 16
+    workers: Count = 2
+
+
+class AnodiffConfig(Section):
+    """A whole recipe. ``polarity`` is declared, never learnt: are anomalies brighter, darker, or both?"""
+
+    name: str
+    description: str = ""
+    polarity: Literal["both", "brighter", "darker"] = "both"
+    preset: str = "default"
+    #: slots of a preset that this recipe sets otherwise, by preset name
+    presets: dict[str, dict[str, Any]] = {}
+    preprocess: PreprocessConfig = PreprocessConfig()
+    network: NetworkConfig = NetworkConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    augment: AugmentConfig = AugmentConfig()
+    training: TrainingConfig = TrainingConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+    engine: EngineConfig = EngineConfig()
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that are right at ``location`` of a recipe."""
+    model: Any = AnodiffConfig
+    for part in location:
+        field = getattr(model, "model_fields", {}).get(str(part))
+        if field is None:
+            return []
+        model = field.annotation
+    return list(getattr(model, "model_fields", {}))
+
+
+def explain(error: ValidationError, source: str) -> str:
+    """The first thing wrong with a recipe, in one sentence that names the key."""
+    first = error.errors()[0]
+    location = first["loc"]
+    key = ".".join(str(part) for part in location)
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(location[-1]), _known_keys(location[:-1]), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(_known_keys(location[:-1]))}"
+        return f"{source}: unknown key {key!r}{hint}"
+    if first["type"] == "missing":
+        return f"{source}: the key {key!r} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    where = f" at {key!r}" if key else ""
+    found = "" if isinstance(first["input"], dict | BaseModel) else f" (found {first['input']!r})"
+    return f"{source}:{where} {message[0].lower()}{message[1:]}{found}"
+
+
+def parse_config(values: Any, source: str = "config") -> AnodiffConfig:
+    """Validate a recipe given as nested dicts; ``source`` names it in errors. Raises ConfigError."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: expected a mapping of keys to values, found {type(values).__name__}")
+    try:
+        return AnodiffConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(explain(error, source)) from None
+
+
+def apply_overrides(values: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    """Set ``key.sub=value`` pairs (the value is read as YAML) in a copy of ``values``. Raises ConfigError."""
+    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(values))
+    for override in overrides:
+        path, found, text = override.partition("=")
+        if not found or not path.strip():
+            raise ConfigError(f"--set {override}: expected key.sub=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {override}: the value {text!r} is not valid YAML") from None
+        *parents, last = path.strip().split(".")
+        place = result
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"--set {override}: {parent!r} holds a value, not a group of keys")
+        place[last] = value
+    return result
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    from importlib.resources import files
+
+    folder = Path(str(files("anodiff.configs")))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_config(name: str | Path) -> Path:
+    """A YAML file by its path, or a shipped recipe by its name. Raises ConfigError."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = shipped_configs()
+    if str(name) in shipped:
+        return shipped[str(name)]
+    near = difflib.get_close_matches(path.stem, list(shipped), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(f"{name}: expected a YAML file or one of {', '.join(shipped)}{hint}")
+
+
+def load_config(name: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> AnodiffConfig:
+    """Read a recipe (a YAML file, or the name of a shipped one) and apply ``key.sub=value`` overrides.
+
+    Raises ConfigError, naming the file and the key.
+    """
+    path = find_config(name)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        detail = " ".join(str(error).split())
+        raise ConfigError(f"{path}: expected a readable YAML file ({detail})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys to values, found {type(values).__name__}")
+    return parse_config(apply_overrides(values, overrides), str(path))
+
+
+__all__ = [
+    "AnodiffConfig",
+    "AugmentConfig",
+    "CalibrationConfig",
+    "DiffusionConfig",
+    "EngineConfig",
+    "IntensityConfig",
+    "NetworkConfig",
+    "PreprocessConfig",
+    "SigmaConfig",
+    "TrainingConfig",
+    "apply_overrides",
+    "find_config",
+    "load_config",
+    "parse_config",
+    "shipped_configs",
+]

@@ -1,0 +1,239 @@
+"""From a decoded image to the model's grid and range, and from a map on the model's grid back to the native one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from anodiff.data.readers import RawImage
+from anodiff.errors import InputError
+
+OTSU_BINS = 256
+SPECKLE_SHARE = 0.1
+
+
+class IntensitySettings(Protocol):
+    """What ``Preprocessor`` reads of ``anodiff.config.IntensityConfig``."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def clip(self) -> float | None: ...
+
+
+class PreprocessSettings(Protocol):
+    """What ``Preprocessor`` reads of ``anodiff.config.PreprocessConfig``."""
+
+    @property
+    def channels(self) -> int: ...
+    @property
+    def channel(self) -> int | None: ...
+    @property
+    def size(self) -> tuple[int, int]: ...
+    @property
+    def resize(self) -> str: ...
+    @property
+    def intensity(self) -> IntensitySettings: ...
+    @property
+    def foreground(self) -> str: ...
+    @property
+    def foreground_threshold(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the native pixels lie on the model's grid.
+
+    native: (H, W) of the file; model: (h, w) of the network; box: (top, left, height, width) on the model's grid that
+    the image fills, the rest being padding.
+    """
+
+    native: tuple[int, int]
+    model: tuple[int, int]
+    box: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """image: float32 (C, h, w), in [-1, 1] unless kind is zscore; foreground: bool (h, w), False in padding."""
+
+    image: Tensor
+    foreground: Tensor
+    geometry: Geometry
+
+
+class Preprocessor:
+    """RawImage (H, W, C) -> Prepared on the grid ``settings.size`` = (h, w); ``back`` is the way home.
+
+    Resizing is bilinear with the support of a pixel of the smaller grid (anti-aliased), and is skipped, bit for bit,
+    where the sizes agree. ``resize="pad"`` keeps the aspect ratio, centres the image and repeats its border outside;
+    ``"stretch"`` fills the grid. Intensities (settings.intensity.kind):
+
+    - ``unit_range``: the value range of the stored type to [-1, 1];
+    - ``percentile``: the ``low`` and ``high`` percentiles of the image's foreground to -1 and 1, clipped there;
+    - ``zscore``: mean 0 and deviation 1 over the foreground, clipped at +-``clip`` where that is set.
+
+    Channels: grey and RGB with three equal channels count as grey; grey is repeated where the model has 3 channels;
+    ``settings.channel`` picks one channel (from 0) before anything else. Any other mismatch is an InputError.
+    """
+
+    def __init__(self, settings: PreprocessSettings) -> None:
+        self.settings = settings
+
+    def __call__(self, raw: RawImage) -> Prepared:
+        """Prepare one image. Raises InputError for another channel count, or intensities without any spread."""
+        pixels = select_channels(raw, self.settings.channels, self.settings.channel)
+        geometry = self.geometry((pixels.shape[0], pixels.shape[1]))
+        top, left, height, width = geometry.box
+        planes = np.stack([resize(plane, (height, width)) for plane in np.moveaxis(pixels, 2, 0)])
+        inside = self._foreground(planes.mean(axis=0), raw)
+        planes = self._normalise(planes, inside, raw)
+        model_height, model_width = geometry.model
+        margin = ((top, model_height - top - height), (left, model_width - left - width))
+        planes = np.pad(planes, ((0, 0), *margin), mode="edge")
+        foreground = np.pad(inside, margin, constant_values=False)
+        image = torch.from_numpy(np.ascontiguousarray(planes, dtype=np.float32))
+        return Prepared(image, torch.from_numpy(foreground), geometry)
+
+    def geometry(self, native: tuple[int, int]) -> Geometry:
+        """Where an image of ``native`` = (H, W) pixels lies on the model's grid."""
+        model_height, model_width = self.settings.size
+        height, width = model_height, model_width
+        if self.settings.resize == "pad":
+            scale = min(model_height / native[0], model_width / native[1])
+            height = min(model_height, max(1, round(native[0] * scale)))
+            width = min(model_width, max(1, round(native[1] * scale)))
+        box = ((model_height - height) // 2, (model_width - width) // 2, height, width)
+        return Geometry(native, (model_height, model_width), box)
+
+    def back(self, values: Tensor | np.ndarray, geometry: Geometry) -> np.ndarray:
+        """A map (h, w) or (C, h, w) on the model's grid -> float32 (H, W) or (C, H, W) on the native grid.
+
+        Padding is cut off; values are untouched, bit for bit, where the grids have the same size. Raises ValueError
+        for a map that is not on the model's grid.
+        """
+        array = values.detach().cpu().float().numpy() if isinstance(values, Tensor) else values
+        array = np.asarray(array, dtype=np.float32)
+        if array.shape[-2:] != geometry.model:
+            raise ValueError(f"expected a map of {geometry.model} on the model's grid, found {array.shape}")
+        top, left, height, width = geometry.box
+        inner = array[..., top : top + height, left : left + width]
+        if inner.ndim == 2:
+            return resize(inner, geometry.native)
+        return np.stack([resize(plane, geometry.native) for plane in inner])
+
+    def mask_forward(self, mask: np.ndarray, geometry: Geometry) -> Tensor:
+        """bool (H, W) on the native grid -> bool (h, w): True where at least half of the model's pixel is True.
+
+        Raises InputError where the mask is not of the image's size.
+        """
+        if mask.shape != geometry.native:
+            raise InputError(
+                f"expected a mask of {geometry.native[1]}x{geometry.native[0]} pixels like its image, "
+                f"found {mask.shape[1]}x{mask.shape[0]}"
+            )
+        top, left, height, width = geometry.box
+        result = np.zeros(geometry.model, dtype=bool)
+        result[top : top + height, left : left + width] = resize(mask.astype(np.float32), (height, width)) >= 0.5
+        return torch.from_numpy(result)
+
+    def _foreground(self, grey: np.ndarray, raw: RawImage) -> np.ndarray:
+        """bool (h, w) from the channel mean: above the threshold, holes filled, specks dropped; all True if empty."""
+        kind = self.settings.foreground
+        if kind == "none":
+            return np.ones(grey.shape, dtype=bool)
+        if kind == "otsu":
+            threshold = otsu_threshold(grey)
+        else:
+            threshold = raw.low + self.settings.foreground_threshold * (raw.high - raw.low)
+        mask = clean_foreground(grey > threshold)
+        return mask if mask.any() else np.ones(grey.shape, dtype=bool)
+
+    def _normalise(self, planes: np.ndarray, inside: np.ndarray, raw: RawImage) -> np.ndarray:
+        intensity = self.settings.intensity
+        if intensity.kind == "unit_range":
+            return np.clip((planes - raw.low) * np.float32(2 / (raw.high - raw.low)) - 1, -1, 1)
+        values = planes[:, inside]
+        if intensity.kind == "percentile":
+            low, high = np.percentile(values, [intensity.low, intensity.high], axis=1)
+            _check_spread(raw, float((high - low).min()), "percentiles")
+            scaled = (planes - low[:, None, None]) / (high - low)[:, None, None] * 2 - 1
+            return np.clip(scaled, -1, 1)
+        mean, spread = values.mean(axis=1, dtype=np.float64), values.std(axis=1, dtype=np.float64)
+        _check_spread(raw, float(spread.min()), "standard deviation")
+        scores = (planes - mean[:, None, None]) / spread[:, None, None]
+        return scores if intensity.clip is None else np.clip(scores, -intensity.clip, intensity.clip)
+
+
+def _check_spread(raw: RawImage, spread: float, name: str) -> None:
+    if not spread > 0:
+        raise InputError(
+            f"{raw.path}: expected intensities that differ inside the foreground, found no spread between their {name}"
+            if name == "percentiles"
+            else f"{raw.path}: expected intensities that differ inside the foreground, found a {name} of 0"
+        )
+
+
+def select_channels(raw: RawImage, channels: int, channel: int | None = None) -> np.ndarray:
+    """The pixels (H, W, channels) that a model of ``channels`` channels reads. Raises InputError if they do not fit."""
+    pixels, found = raw.pixels, raw.pixels.shape[2]
+    if channel is not None:
+        if channel >= found:
+            raise InputError(f"{raw.path}: expected a channel number {channel} (from 0), found {found} channel(s)")
+        pixels, found = pixels[:, :, channel : channel + 1], 1
+    if found == channels:
+        return pixels
+    if found == 1 and channels == 3:
+        return np.repeat(pixels, 3, axis=2)
+    if found == 3 and channels == 1 and _all_equal(pixels):
+        return pixels[:, :, :1]
+    colour = " of different colours (preprocess.channel picks one)" if found == 3 and channels == 1 else ""
+    raise InputError(f"{raw.path}: expected {channels} channel(s), found {found}{colour}")
+
+
+def _all_equal(pixels: np.ndarray) -> bool:
+    return bool((pixels[:, :, 0] == pixels[:, :, 1]).all() and (pixels[:, :, 0] == pixels[:, :, 2]).all())
+
+
+def resize(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """float32 (H, W) -> float32 ``size``: bilinear, anti-aliased when shrinking, pixel centres at half-integers.
+
+    The same array where the sizes agree.
+    """
+    if plane.shape == size:
+        return plane
+    image = Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32))
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
+def otsu_threshold(values: np.ndarray) -> float:
+    """The threshold that maximises the variance between the two classes (Otsu 1979), on a 256-bin histogram."""
+    counts, edges = np.histogram(values, bins=OTSU_BINS)
+    centres = (edges[:-1] + edges[1:]) / 2
+    below = np.cumsum(counts)[:-1].astype(np.float64)
+    above = values.size - below
+    sum_below = np.cumsum(counts * centres)[:-1]
+    mean_gap = sum_below / np.maximum(below, 1) - ((counts * centres).sum() - sum_below) / np.maximum(above, 1)
+    return float(edges[1 + int(np.argmax(below * above * mean_gap**2))])
+
+
+def clean_foreground(mask: np.ndarray) -> np.ndarray:
+    """bool (H, W) with holes filled and every component below a tenth of the largest one dropped."""
+    from scipy import ndimage
+
+    filled = ndimage.binary_fill_holes(mask)
+    labels, count = ndimage.label(filled)
+    if count < 2:
+        return np.asarray(filled, dtype=bool)
+    sizes = np.bincount(labels.ravel())[1:]
+    keep = np.flatnonzero(sizes >= SPECKLE_SHARE * sizes.max()) + 1
+    return np.isin(labels, keep)

@@ -1,0 +1,215 @@
+"""The one sample table: which images there are, what is known of them, and which belong together.
+
+Columns: ``id`` (unique, safe as a file name), ``path``, ``label`` (Int64: 0 normal, 1 anomalous, <NA> unknown),
+``mask`` (path of the pixel annotation, "" = none), ``group`` (patient, part, clip; "" = unknown) and ``split``
+("train", "val", "dev", "test" or "" = not said).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from anodiff.data.readers import IMAGE_SUFFIXES, PAGE_MARK, count_pages, split_page
+from anodiff.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = ("id", "path", "label", "mask", "group", "split")
+SPLITS = ("train", "val", "dev", "test", "")
+MAX_ID_BYTES = 120
+HASH_DIGITS = 8
+_DEVICE_NAMES = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(f"lpt{i}" for i in range(10))}
+
+
+@dataclass(frozen=True)
+class SampleTable:
+    """table: the data frame described above; layout: the name of the layout it was read by; root: the data's folder."""
+
+    table: pd.DataFrame
+    layout: str
+    root: Path
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def rows(self, **conditions: Any) -> SampleTable:
+        """The rows whose columns equal ``conditions``, e.g. ``rows(split="test", label=1)``; <NA> equals nothing."""
+        keep = np.ones(len(self.table), dtype=bool)
+        for column, value in conditions.items():
+            keep &= self.table[column].eq(value).fillna(False).to_numpy(dtype=bool)
+        return self._keep(keep)
+
+    def _keep(self, keep: np.ndarray) -> SampleTable:
+        return replace(self, table=self.table[keep].reset_index(drop=True))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row on its way into a table."""
+
+    path: str
+    label: int | None = None
+    mask: str = ""
+    group: str = ""
+    split: str = ""
+
+
+def build_table(samples: Iterable[Sample], layout: str, root: str | os.PathLike[str]) -> SampleTable:
+    """A SampleTable of ``samples`` in their order, one row a page where a TIFF has several, with ids made.
+
+    Raises DataError where there is no sample.
+    """
+    import pandas as pd
+
+    rows = [page for sample in samples for page in _pages(sample)]
+    if not rows:
+        raise DataError(f"{root}: expected images ({', '.join(IMAGE_SUFFIXES)}), found none")
+    table = pd.DataFrame(
+        {
+            "id": make_ids([row.path for row in rows]),
+            "path": [row.path for row in rows],
+            "label": pd.array([row.label for row in rows], dtype="Int64"),
+            "mask": [row.mask for row in rows],
+            "group": [row.group for row in rows],
+            "split": [row.split for row in rows],
+        },
+        columns=list(COLUMNS),
+    )
+    return SampleTable(table, layout, Path(root))
+
+
+def page_paths(path: str) -> list[str]:
+    """``[path]``, or ``path#page=1`` ... where the file is a TIFF of several pages."""
+    if Path(path).suffix.lower() not in (".tif", ".tiff"):
+        return [path]
+    pages = count_pages(path)
+    return [path] if pages < 2 else [f"{path}{PAGE_MARK}{number}" for number in range(1, pages + 1)]
+
+
+def _pages(sample: Sample) -> list[Sample]:
+    paths = page_paths(sample.path)
+    masks = page_paths(sample.mask) if sample.mask else [""]
+    if len(paths) == 1:
+        return [sample]
+    if len(masks) != len(paths):
+        # One mask for all pages: of the wrong size or not, reading it decides.
+        masks = [sample.mask] * len(paths)
+    group = sample.group or sample.path
+    return [replace(sample, path=path, mask=mask, group=group) for path, mask in zip(paths, masks, strict=True)]
+
+
+def make_ids(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """One id a path: the path below the paths' common folder without its extension, safe as a file name, unique.
+
+    "/" becomes "__"; letters and digits of any script, "-", "_" and "." stay; anything else becomes "_". Ids that
+    would be equal (also when only upper and lower case differ) or longer than 120 bytes get a short hash of their
+    path. The result does not depend on the order of ``paths``.
+    """
+    if not paths:
+        return []
+    full = [os.path.abspath(os.fspath(path)) for path in paths]
+    folders = {os.path.dirname(path) for path in full}
+    try:
+        common = os.path.commonpath(list(folders))
+    except ValueError:  # drives of their own
+        common = ""
+    below = [os.path.relpath(path, common) if common else path for path in full]
+    plain = [_safe(_stem(path, split_page(whole)[1])) for path, whole in zip(below, full, strict=True)]
+    seen = Counter(name.casefold() for name in plain)
+    ids = []
+    for name, path in zip(plain, below, strict=True):
+        if seen[name.casefold()] > 1 or len(name.encode()) > MAX_ID_BYTES or name.casefold() in _DEVICE_NAMES:
+            digest = hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+            name = f"{_cut(name)}-{digest[:HASH_DIGITS]}"
+        ids.append(name)
+    return ids if len({name.casefold() for name in ids}) == len(ids) else _numbered(ids)
+
+
+def _stem(path: str, page: int | None) -> str:
+    if page is None:
+        return os.path.splitext(path)[0]
+    return f"{os.path.splitext(path.rpartition(PAGE_MARK)[0])[0]}_page_{page}"
+
+
+def _safe(name: str) -> str:
+    parts = unicodedata.normalize("NFC", name).replace("\\", "/").split("/")
+    cleaned = ["".join(c if c.isalnum() or c in "-_." else "_" for c in part).lstrip(".-") or "_" for part in parts]
+    return "__".join(cleaned)
+
+
+def _cut(name: str) -> str:
+    """At most so many bytes that name, dash and hash stay within MAX_ID_BYTES, never half a character."""
+    return name.encode()[: MAX_ID_BYTES - HASH_DIGITS - 1].decode("utf-8", "ignore")
+
+
+def _numbered(ids: list[str]) -> list[str]:
+    """Make ids unique by number, for the same path listed twice (or the one in 2^32 hashes that agree)."""
+    taken: set[str] = set()
+    result = []
+    for name in ids:
+        unique, number = name, 2
+        while unique.casefold() in taken:
+            unique, number = f"{name}-{number}", number + 1
+        taken.add(unique.casefold())
+        result.append(unique)
+    return result
+
+
+def select(samples: SampleTable, split: str | Sequence[str] | None = None, *, normal_only: bool = False) -> SampleTable:
+    """The rows of one or several splits (None: all), on request only the normal ones.
+
+    Where no row of the table has a label, every image counts as normal: a plain folder is what its user says it is.
+    Raises DataError naming what is there instead, when nothing is left.
+    """
+    table = samples.table
+    keep = np.ones(len(table), dtype=bool)
+    if split is not None:
+        wanted = [split] if isinstance(split, str) else list(split)
+        keep &= table["split"].isin(wanted).to_numpy()
+        if not keep.any():
+            counts = ", ".join(f"{name or '(none)'} {n}" for name, n in table["split"].value_counts().items())
+            raise DataError(f"{samples.root}: expected images of split {' or '.join(wanted)}, found {counts}")
+    if normal_only and table["label"].notna().any():
+        found = int(keep.sum())
+        keep &= table["label"].eq(0).fillna(False).to_numpy(dtype=bool)
+        if not keep.any():
+            where = f" in split {split}" if split is not None else ""
+            raise DataError(f"{samples.root}: expected normal images{where}, found {found} images and none normal")
+    return samples._keep(keep)
+
+
+def group_keys(samples: SampleTable) -> np.ndarray:
+    """The group of each row as strings; an image of no known group is a group of its own (its path)."""
+    table = samples.table
+    return np.asarray(table["group"].where(table["group"] != "", table["path"]), dtype=object)
+
+
+def split_groups(samples: SampleTable, fraction: float, seed: int = 0) -> tuple[SampleTable, SampleTable]:
+    """(kept, held out): whole groups are held out, in seeded random order, until ``fraction`` of the rows is reached.
+
+    Depends on the group names and ``seed`` only, not on the order of rows. Both parts hold at least one group.
+    Raises DataError where there is only one group, and ValueError for a fraction outside (0, 1).
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"expected a fraction between 0 and 1, found {fraction}")
+    keys = group_keys(samples)
+    names, counts = np.unique(keys.astype(str), return_counts=True)
+    if len(names) < 2:
+        raise DataError(
+            f"{samples.root}: expected at least two groups (patients, parts) to hold one out, found {len(names)}"
+        )
+    order = np.random.default_rng(seed).permutation(len(names))
+    before = np.concatenate([[0], np.cumsum(counts[order])[:-1]])
+    count = min(max(1, int((before < fraction * len(keys)).sum())), len(names) - 1)
+    held = np.isin(keys.astype(str), names[order[:count]])
+    return samples._keep(~held), samples._keep(held)

@@ -1,0 +1,289 @@
+"""The one loop read -> batch -> compute -> write -> record that every job runs in.
+
+A job supplies four plain steps (see `Job`); reading and writing happen in threads beside the device, queues are
+bounded, one bad input costs one failed row, and the store makes the run resumable at any moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Generic, Protocol, TypeVar
+
+from anodiff.engine.files import storage_errors
+from anodiff.engine.progress import Progress
+from anodiff.engine.store import Item, ResultStore
+from anodiff.errors import AnodiffError, ConfigError, ModelFileError, StorageError
+
+Loaded = TypeVar("Loaded")
+Computed = TypeVar("Computed")
+
+RUN_ENDING = (StorageError, ConfigError, ModelFileError)  # these are about the run, never about one input
+
+_STOPPING = b"\nstopping after the batch in hand; the same command goes on from there (Ctrl-C again stops at once)\n"
+
+
+class Job(Protocol[Loaded, Computed]):
+    """What a job supplies. `read` and `write` run in threads, `compute` in the caller's thread."""
+
+    def read(self, item: Item) -> Loaded:
+        """Reads and prepares one input; raises InputError where it cannot be used."""
+
+    def compute(self, batch: list[Loaded]) -> Sequence[Computed]:
+        """Results of a batch, in order, on the CPU. A result must not depend on its batch mates."""
+
+    def write(self, item: Item, computed: Computed) -> Mapping[str, Any]:
+        """Writes the files of one result atomically -> its row: columns, and "files", their paths below the folder."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did.
+
+    Attributes:
+        ok, failed, skipped: rows by status, over the whole output folder.
+        resumed: rows that an earlier run had finished.
+        seconds: wall time of this run.
+        images_per_second: inputs finished by this run per second of wall time.
+        device_busy_share: share of the wall time spent in `compute`, the rest is waiting for reading and writing.
+        interrupted: the run was asked to stop before its end.
+    """
+
+    ok: int
+    failed: int
+    skipped: int
+    resumed: int
+    seconds: float
+    images_per_second: float
+    device_busy_share: float
+    interrupted: bool
+
+    @property
+    def exit_code(self) -> int:
+        """0 when all is well, 1 when some inputs failed, 130 when interrupted."""
+        return 130 if self.interrupted else int(self.failed > 0)
+
+    def sentence(self) -> str:
+        """The summary for a reader, one line."""
+        parts = [f"{self.ok} ok", f"{self.failed} failed"]
+        parts += [f"{self.skipped} skipped"] if self.skipped else []
+        parts += [f"{self.resumed} of them from an earlier run"] if self.resumed else []
+        speed = f"{self.images_per_second:.3g} images/s, device busy {self.device_busy_share:.0%}"
+        return f"{', '.join(parts)}; {speed}{'; interrupted' if self.interrupted else ''}"
+
+
+def run_job(
+    job: Job[Loaded, Computed],
+    items: Sequence[Item],
+    store: ResultStore,
+    *,
+    workers: int = 2,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> Summary:
+    """Runs `job` over `items` and records every row in `store`; items finished by an earlier run are not touched.
+
+    Any exception in reading, computing or writing one item makes it a failed row. Ctrl-C and SIGTERM finish the
+    batch in hand and return an interrupted summary; a second one raises KeyboardInterrupt at once. Rows recorded so
+    far are safe in each case.
+
+    Args:
+        workers: reading threads, and as many writing threads.
+        batch_size: items handed to `compute` at once (a short batch only at the end, or where inputs failed to read).
+
+    Raises:
+        StorageError: results cannot be written; what was computed before is recorded where possible.
+        ConfigError, ModelFileError: the job's settings cannot be honoured.
+    """
+    progress = progress if progress is not None else Progress(len(items), quiet=True)
+    began = time.monotonic()
+    done = store.begin(items)
+    todo = [item for item in items if item.id not in done]
+    progress.skip(len(done))
+    busy = 0.0
+    with (
+        _Stop() as stop,
+        _Writers(job, store, progress, workers, 2 * batch_size) as writers,
+        contextlib.closing(_batches(job, todo, workers, batch_size, stop, writers)) as batches,
+    ):
+        for batch in batches:
+            started = time.monotonic()
+            outcomes = _compute(job, [entry.loaded for entry in batch])
+            busy += time.monotonic() - started
+            for entry, outcome in zip(batch, outcomes, strict=True):
+                writers.put(entry.item, entry.stamp, outcome)
+    seconds = max(time.monotonic() - began, 1e-9)
+    counts = store.counts()
+    return Summary(
+        ok=counts.get("ok", 0),
+        failed=counts.get("failed", 0),
+        skipped=counts.get("skipped", 0),
+        resumed=len(done),
+        seconds=seconds,
+        images_per_second=writers.finished / seconds,
+        device_busy_share=busy / seconds,
+        interrupted=stop.asked and sum(counts.values()) < len(items),
+    )
+
+
+def sentence_of(error: BaseException) -> str:
+    """An exception as one sentence on one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, AnodiffError) and text:
+        return text
+    if type(error).__name__ == "OutOfMemoryError":
+        return "out of device memory: a smaller --set engine.network_batch=N needs less"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@dataclass(frozen=True)
+class _Read(Generic[Loaded]):
+    item: Item
+    stamp: str
+    loaded: Loaded
+
+
+def _batches(
+    job: Job[Loaded, Computed], todo: Sequence[Item], workers: int, batch_size: int, stop: _Stop, writers: _Writers
+) -> Generator[list[_Read[Loaded]], None, None]:
+    """Batches of read items, in order, read ahead by two batches; unreadable ones go straight to the writers."""
+
+    def read(item: Item) -> _Read[Loaded]:
+        return _Read(item, item.stamp, job.read(item))
+
+    ahead = 2 * batch_size + workers
+    pending: deque[tuple[Item, Future[_Read[Loaded]]]] = deque()
+    waiting = deque(todo)
+    batch: list[_Read[Loaded]] = []
+    readers = ThreadPoolExecutor(workers, thread_name_prefix="anodiff-read")
+    try:
+        while (waiting or pending) and not stop.asked:
+            while waiting and len(pending) < ahead:
+                item = waiting.popleft()
+                pending.append((item, readers.submit(read, item)))
+            item, future = pending.popleft()
+            try:
+                batch.append(future.result())
+            except RUN_ENDING:
+                raise
+            except Exception as error:
+                writers.put(item, item.stamp, error)
+            if len(batch) == batch_size:
+                yield batch
+                batch = []
+        if batch and not stop.asked:
+            yield batch
+    finally:
+        readers.shutdown(wait=True, cancel_futures=True)
+
+
+def _compute(job: Job[Loaded, Computed], batch: list[Loaded]) -> list[Computed | Exception]:
+    """Results of the batch; if it fails as a whole each item is tried alone, so that only the guilty one fails."""
+    try:
+        results = list(job.compute(batch))
+        if len(results) != len(batch):
+            raise RuntimeError(f"the job returned {len(results)} results for {len(batch)} inputs")
+        return list(results)
+    except RUN_ENDING:
+        raise
+    except Exception as error:
+        if len(batch) == 1:
+            return [error]
+        return [outcome for loaded in batch for outcome in _compute(job, [loaded])]
+
+
+class _Writers:
+    """Threads that write results and record their rows, fed by a bounded queue."""
+
+    def __init__(self, job: Job[Any, Any], store: ResultStore, progress: Progress, threads: int, depth: int) -> None:
+        self._job, self._store, self._progress = job, store, progress
+        self._queue: queue.Queue[tuple[Item, str, Any] | None] = queue.Queue(maxsize=depth)
+        self._error: BaseException | None = None
+        self._lock = threading.Lock()
+        # daemons: after a second Ctrl-C nothing waits for them, and the store bears being cut off
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
+        self.finished = self.failed = 0
+
+    def __enter__(self) -> _Writers:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for _thread in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
+        if kind is None and self._error is not None:
+            raise self._error
+
+    def put(self, item: Item, stamp: str, outcome: Any) -> None:
+        """Queues a result, or the exception that took its place; raises what ended the writing, if anything did."""
+        if self._error is not None:
+            raise self._error
+        self._queue.put((item, stamp, outcome))
+
+    def _work(self) -> None:
+        while (entry := self._queue.get()) is not None:
+            if self._error is not None:  # keep emptying the queue, so that nobody waits for room in it
+                continue
+            item, stamp, outcome = entry
+            try:
+                row = self._row(item, outcome)
+                self._store.record(item, row, stamp)
+                with self._lock:
+                    self.finished += 1
+                    self.failed += row["status"] == "failed"
+                self._progress.update(1, **({"failed": self.failed} if self.failed else {}))
+            except BaseException as error:
+                self._error = error
+
+    def _row(self, item: Item, outcome: Any) -> dict[str, Any]:
+        head = {"id": item.id, "path": item.path}
+        if not isinstance(outcome, Exception):
+            try:
+                with _full_disk(item):
+                    return {**head, "status": "ok", **self._job.write(item, outcome)}
+            except RUN_ENDING:
+                raise
+            except Exception as error:
+                outcome = error
+        return {**head, "status": "failed", "error": sentence_of(outcome)}
+
+
+def _full_disk(item: Item) -> Any:
+    """OSErrors that escape from a job's `write` are about the output, hence about the run."""
+    return storage_errors(f"the results of {item.path}")
+
+
+class _Stop:
+    """Turns the first Ctrl-C or SIGTERM into a request to stop, a second into KeyboardInterrupt (main thread only)."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Stop:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        os.write(2, _STOPPING)

@@ -1,0 +1,219 @@
+"""The model file: weights, calibrations, recipe and provenance in one ``.safetensors`` that runs no code when read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from anodiff.config import AnodiffConfig, NetworkConfig, parse_config
+from anodiff.diffusion import Denoiser, NoiseSchedule, make_schedule
+from anodiff.diffusion.adapters import wrap_diffusers, wrap_monai
+from anodiff.errors import ConfigError, ModelFileError
+
+if TYPE_CHECKING:
+    from anodiff.anomaly.calibration import Calibration
+    from anodiff.data.preprocess import Preprocessor
+
+FORMAT_VERSION = 1
+HEADER_KEY = "anodiff"
+WEIGHTS = "weights."
+CALIBRATION = "calibration."
+PICKLE_MARKS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+def build_network(network: NetworkConfig, channels: int, dims: int = 2) -> nn.Module:
+    """The network F(x, c_noise) of a recipe, with fresh weights; ``channels`` are those of the image."""
+    if network.kind == "unet":
+        from anodiff.networks import UNet
+
+        return UNet(
+            channels,
+            dims=dims,
+            channels=network.channels,
+            blocks=network.blocks,
+            attention=network.attention,
+            stem=network.stem,
+            head_channels=network.head_channels,
+            dropout=network.dropout,
+            checkpointing=network.checkpointing,
+        )
+    return build_foreign(network.kind, network.arguments)
+
+
+def build_foreign(kind: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """A MONAI ``DiffusionModelUNet`` or a diffusers ``UNet2DModel`` with fresh weights, as F(x, timestep).
+
+    Raises ConfigError for arguments the library does not take, or where diffusers is not installed.
+    """
+    try:
+        if kind == "monai":
+            from monai.networks.nets import DiffusionModelUNet
+
+            return wrap_monai(DiffusionModelUNet(**arguments))
+        import diffusers
+
+        foreign: Any = diffusers.UNet2DModel(**arguments)
+        return wrap_diffusers(foreign)
+    except ImportError as error:
+        raise ConfigError(
+            f"network.kind {kind}: expected the package {error.name} to be installed, found none"
+        ) from None
+    except (TypeError, ValueError) as error:
+        detail = " ".join(str(error).split())
+        raise ConfigError(
+            f"network.arguments: expected what the {kind} network takes, found a misfit ({detail})"
+        ) from None
+
+
+def build_denoiser(config: AnodiffConfig) -> Denoiser:
+    """The denoiser of a recipe, with fresh weights."""
+    diffusion = config.diffusion
+    return Denoiser(
+        build_network(config.network, config.preprocess.channels),
+        diffusion.prediction,
+        sigma_data=diffusion.sigma_data,
+        schedule=schedule_of(config),
+        noise_input=diffusion.noise_input,
+        clip=diffusion.clip,
+    )
+
+
+def schedule_of(config: AnodiffConfig) -> NoiseSchedule:
+    """The noise schedule of a recipe: what its step numbers mean."""
+    return make_schedule(config.diffusion.schedule, config.diffusion.num_steps)
+
+
+@dataclass
+class DiffusionModel:
+    """A trained denoiser with all that is needed to score as it was trained.
+
+    ``calibrations`` are keyed by preset name; ``provenance`` says what it was trained on and with.
+    """
+
+    config: AnodiffConfig
+    denoiser: Denoiser
+    calibrations: dict[str, Calibration] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+
+    @property
+    def preprocessor(self) -> Preprocessor:
+        """From decoded pixels to the model's grid, and back."""
+        from anodiff.data.preprocess import Preprocessor
+
+        return Preprocessor(self.config.preprocess)
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """What step numbers mean for this model: t <-> sigma."""
+        return schedule_of(self.config)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights of the network."""
+        return sum(p.numel() for p in self.denoiser.network.parameters())
+
+    def save(self, path: str | Path) -> None:
+        """Write the model file (temporary name, then renamed). Raises StorageError."""
+        from safetensors.torch import save
+
+        from anodiff.engine.files import atomic_write
+
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in self.denoiser.network.state_dict().items():
+            tensors[WEIGHTS + name] = tensor.detach().cpu().contiguous()
+        calibrations = {}
+        for preset, calibration in self.calibrations.items():
+            calibrations[preset] = calibration.to_json()
+            for name, tensor in calibration.to_tensors().items():
+                tensors[f"{CALIBRATION}{preset}.{name}"] = tensor.detach().cpu().contiguous()
+        header = {
+            "format_version": FORMAT_VERSION,
+            "config": self.config.model_dump(mode="json"),
+            "calibrations": calibrations,
+            "provenance": self.provenance,
+            "digest": digest(tensors),
+        }
+        atomic_write(Path(path), save(tensors, metadata={HEADER_KEY: json.dumps(header)}))
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """blake2b over names and bytes of all tensors: tells a damaged file from a whole one."""
+    state = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        state.update(name.encode())
+        state.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a model file, verified. Raises ModelFileError."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise ModelFileError(f"{path}: expected a model file, found {'a folder' if path.is_dir() else 'no such file'}")
+    with path.open("rb") as file:
+        head = file.read(8)
+    if not head:
+        raise ModelFileError(f"{path}: expected a model file, found an empty file")
+    if head.startswith(PICKLE_MARKS):
+        raise ModelFileError(
+            f"{path}: expected a .safetensors model file, found a pickle, which could run code when loaded; "
+            "bring its weights in with `anodiff import`"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            names = list(file.keys())
+            if HEADER_KEY not in metadata:
+                raise ModelFileError(
+                    f"{path}: expected a model file of anodiff, found a .safetensors of another program; "
+                    "bring its weights in with `anodiff import`"
+                )
+            tensors = {name: file.get_tensor(name) for name in names}
+        header = json.loads(metadata[HEADER_KEY])
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        detail = " ".join(str(error).split())
+        raise ModelFileError(f"{path}: expected a whole model file, found a damaged one ({detail})") from None
+    version = header.get("format_version") if isinstance(header, dict) else None
+    if version != FORMAT_VERSION:
+        raise ModelFileError(f"{path}: expected model format version {FORMAT_VERSION}, found {version}")
+    if header.get("digest") != digest(tensors):
+        raise ModelFileError(f"{path}: expected tensors with digest {header.get('digest')}, found a damaged file")
+    return header, tensors
+
+
+def load(path: str | Path) -> DiffusionModel:
+    """Read a model file onto the CPU, verified; the denoiser is in evaluation mode. Raises ModelFileError."""
+    from anodiff.anomaly.calibration import Calibration
+
+    path = Path(path)
+    header, tensors = _read(path)
+    config = parse_config(header["config"], str(path))
+    denoiser = build_denoiser(config)
+    weights = {name.removeprefix(WEIGHTS): t for name, t in tensors.items() if name.startswith(WEIGHTS)}
+    expected = denoiser.network.state_dict()
+    if weights.keys() != expected.keys() or any(weights[name].shape != expected[name].shape for name in expected):
+        wrong = sorted(
+            name
+            for name in weights.keys() | expected.keys()
+            if name not in weights or name not in expected or weights[name].shape != expected[name].shape
+        )
+        raise ModelFileError(
+            f"{path}: expected the weights of the network in its recipe, found {len(wrong)} that do not fit, "
+            f"the first {wrong[0]!r}"
+        )
+    denoiser.network.load_state_dict(weights)
+    calibrations = {}
+    for preset, values in header["calibrations"].items():
+        prefix = f"{CALIBRATION}{preset}."
+        own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        calibrations[preset] = Calibration.from_parts(values, own)
+    return DiffusionModel(config, denoiser.eval(), calibrations, header["provenance"], path)

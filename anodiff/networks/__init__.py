@@ -1,0 +1,5 @@
+"""Networks: plain modules F(x, c_noise), without any knowledge of schedules or files."""
+
+from anodiff.networks.unet import UNet
+
+__all__ = ["UNet"]

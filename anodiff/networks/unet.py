@@ -1,0 +1,274 @@
+"""A U-Net for images and volumes: Ronneberger et al. 2015 with the residual blocks and noise embedding of DDPM / EDM.
+
+One class serves 2-D and 3-D: the rank of the input decides, never the name of the class.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+CONVOLUTION: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+
+
+def fold(x: Tensor, factor: int) -> Tensor:
+    """Pixel-unshuffle by rank: (N, C, H, W) -> (N, C f^2, H/f, W/f), and likewise with f^3 for volumes."""
+    if factor == 1:
+        return x
+    n, c, *sizes = x.shape
+    split = [part for size in sizes for part in (size // factor, factor)]
+    rank = len(sizes)
+    inner = [3 + 2 * i for i in range(rank)]
+    outer = [2 + 2 * i for i in range(rank)]
+    return (
+        x.reshape(n, c, *split)
+        .permute(0, 1, *inner, *outer)
+        .reshape(n, c * factor**rank, *(size // factor for size in sizes))
+    )
+
+
+def unfold(x: Tensor, factor: int) -> Tensor:
+    """Inverse of :func:`fold`: (N, C f^2, H, W) -> (N, C, f H, f W)."""
+    if factor == 1:
+        return x
+    n, c, *sizes = x.shape
+    rank = len(sizes)
+    channels = c // factor**rank
+    order = [part for i in range(rank) for part in (2 + rank + i, 2 + i)]
+    return (
+        x.reshape(n, channels, *[factor] * rank, *sizes)
+        .permute(0, 1, *order)
+        .reshape(n, channels, *(size * factor for size in sizes))
+    )
+
+
+class NoiseEmbedding(nn.Module):
+    """c_noise (N,) -> (N, width): sinusoids on a geometric ladder, then two linear layers.
+
+    The ladder runs from 0.002 to 16 rad a unit, so that ln(sigma)/4 (a range of about 2) and step indices (a range of
+    1000) are both resolved by one embedding.
+    """
+
+    def __init__(self, width: int, frequencies: int = 32) -> None:
+        super().__init__()
+        ladder = torch.exp(torch.linspace(math.log(0.002), math.log(16.0), frequencies))
+        self.register_buffer("ladder", ladder, persistent=False)
+        self.first = nn.Linear(2 * frequencies, width)
+        self.second = nn.Linear(width, width)
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        angle = c_noise.float()[:, None] * self.get_buffer("ladder")
+        waves = torch.cat([angle.cos(), angle.sin()], dim=1)
+        return F.silu(self.second(F.silu(self.first(waves))))
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Groups of at least four channels, 32 at the most; one group where the channels cannot be divided."""
+    groups = next(g for g in range(min(32, max(1, channels // 4)), 0, -1) if channels % g == 0)
+    return nn.GroupNorm(groups, channels)
+
+
+class ResidualBlock(nn.Module):
+    """norm -> SiLU -> conv, twice, scaled and shifted by the noise embedding; the last conv starts at zero."""
+
+    def __init__(self, dims: int, c_in: int, c_out: int, embedding: int, dropout: float) -> None:
+        super().__init__()
+        conv = CONVOLUTION[dims]
+        self.norm1 = group_norm(c_in)
+        self.conv1 = conv(c_in, c_out, 3, padding=1)
+        self.modulation = nn.Linear(embedding, 2 * c_out)
+        self.norm2 = group_norm(c_out)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = conv(c_out, c_out, 3, padding=1)
+        self.shortcut = conv(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        modulation = self.modulation(embedding).to(h.dtype)
+        scale, shift = modulation.reshape(*modulation.shape, *[1] * (h.ndim - 2)).chunk(2, dim=1)
+        h = F.silu(torch.addcmul(shift, self.norm2(h), scale + 1))
+        return self.shortcut(x) + self.conv2(self.dropout(h))
+
+
+class SelfAttention(nn.Module):
+    """Scaled dot-product attention over all positions, residual."""
+
+    def __init__(self, dims: int, channels: int, head_channels: int) -> None:
+        super().__init__()
+        conv = CONVOLUTION[dims]
+        self.heads = max(1, channels // head_channels)
+        self.norm = group_norm(channels)
+        self.qkv = conv(channels, 3 * channels, 1)
+        self.out = conv(channels, channels, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, *sizes = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(n, 3, self.heads, c // self.heads, -1).transpose(-1, -2)
+        attended = F.scaled_dot_product_attention(qkv[:, 0], qkv[:, 1], qkv[:, 2])
+        return x + self.out(attended.transpose(-1, -2).reshape(n, c, *sizes))
+
+
+class Stage(nn.Module):
+    """One residual block and, where asked, attention: the unit that is checkpointed."""
+
+    def __init__(
+        self, dims: int, c_in: int, c_out: int, embedding: int, dropout: float, attention: bool, head_channels: int
+    ) -> None:
+        super().__init__()
+        self.block = ResidualBlock(dims, c_in, c_out, embedding, dropout)
+        self.attention = SelfAttention(dims, c_out, head_channels) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.attention(self.block(x, embedding))
+
+
+class UNet(nn.Module):
+    """F(x, c_noise): (N, C_in, *S) and (N,) -> (N, C_out, *S), for any spatial size S of rank ``dims``.
+
+    Parameters
+    ----------
+    in_channels, out_channels:
+        channels of the image
+    dims:
+        2 for images, 3 for volumes
+    channels:
+        width at each resolution, finest first; each further one halves the size
+    blocks:
+        residual blocks per resolution in the encoder (one more in the decoder)
+    attention:
+        at which resolutions the blocks are followed by self-attention
+    stem:
+        pixel-unshuffle factor: 2 computes a 128x128 image at 64x64, at about a quarter of the cost
+    head_channels:
+        channels per attention head
+    dropout:
+        inside the residual blocks
+    checkpointing:
+        recompute activations in the backward pass: less memory, about a third more time
+
+    Sizes that are not a multiple of ``stem * 2**(len(channels) - 1)`` are padded by replication and cropped back.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int | None = None,
+        *,
+        dims: int = 2,
+        channels: Sequence[int] = (64, 128, 192),
+        blocks: int = 2,
+        attention: Sequence[bool] = (False, False, True),
+        stem: int = 1,
+        head_channels: int = 32,
+        dropout: float = 0.0,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if dims not in CONVOLUTION:
+            raise ValueError(f"dims must be 2 or 3, found {dims}")
+        if len(channels) != len(attention):
+            raise ValueError(f"attention needs {len(channels)} entries, one per resolution, found {len(attention)}")
+        conv = CONVOLUTION[dims]
+        out_channels = in_channels if out_channels is None else out_channels
+        self.dims, self.stem, self.checkpointing = dims, stem, checkpointing
+        self.multiple = stem * 2 ** (len(channels) - 1)
+        width = 4 * channels[0]
+        self.embedding = NoiseEmbedding(width)
+
+        def stage(c_in: int, c_out: int, attended: bool) -> Stage:
+            return Stage(dims, c_in, c_out, width, dropout, attended, head_channels)
+
+        self.inlet = conv(in_channels * stem**dims, channels[0], 3, padding=1)
+        skips = [channels[0]]
+        current = channels[0]
+        self.encoder, self.down = nn.ModuleList(), nn.ModuleList()
+        for level, c in enumerate(channels):
+            level_blocks = nn.ModuleList()
+            for _ in range(blocks):
+                level_blocks.append(stage(current, c, attention[level]))
+                current = c
+                skips.append(c)
+            self.encoder.append(level_blocks)
+            last = level == len(channels) - 1
+            self.down.append(nn.Identity() if last else conv(c, c, 3, stride=2, padding=1))
+            if not last:
+                skips.append(c)
+        self.middle = nn.ModuleList([stage(current, current, attention[-1]), stage(current, current, False)])
+        self.decoder, self.up = nn.ModuleList(), nn.ModuleList()
+        for level in reversed(range(len(channels))):
+            c = channels[level]
+            level_blocks = nn.ModuleList()
+            for _ in range(blocks + 1):
+                level_blocks.append(stage(current + skips.pop(), c, attention[level]))
+                current = c
+            self.decoder.append(level_blocks)
+            self.up.append(nn.Identity() if level == 0 else conv(c, c, 3, padding=1))
+        self.outlet_norm = group_norm(current)
+        self.outlet = conv(current, out_channels * stem**dims, 3, padding=1)
+        nn.init.zeros_(self.outlet.weight)
+        nn.init.zeros_(self.outlet.bias)  # type: ignore[arg-type]
+
+    def _run(self, stage: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(stage, x, embedding, use_reentrant=False)
+        return stage(x, embedding)
+
+    def _pad(self, x: Tensor) -> Tensor:
+        missing = [(-size) % self.multiple for size in x.shape[2:]]
+        if not any(missing):
+            return x
+        pad = [amount for gap in reversed(missing) for amount in (gap // 2, gap - gap // 2)]
+        return F.pad(x, pad, mode="replicate")
+
+    def _crop(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        for axis, size in enumerate(sizes, start=2):
+            gap = x.shape[axis] - size
+            if gap:
+                x = x.narrow(axis, gap // 2, size)
+        return x
+
+    def _encode(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The deepest activation, the skips for the decoder, and the last activation at each resolution."""
+        h = self.inlet(fold(self._pad(x), self.stem))
+        skips, levels = [h], []
+        for level_blocks, down in zip(self.encoder, self.down, strict=True):
+            for stage in level_blocks:  # type: ignore[attr-defined]
+                h = self._run(stage, h, embedding)
+                skips.append(h)
+            levels.append(h)
+            if not isinstance(down, nn.Identity):
+                h = down(h)
+                skips.append(h)
+        return h, skips, levels
+
+    def features(self, x: Tensor, c_noise: Tensor) -> list[Tensor]:
+        """Encoder activations, finest first: (N, C_l, *S_l) each, on the padded grid divided by ``stem * 2**l``."""
+        self._check(x)
+        return self._encode(x, self.embedding(c_noise))[2]
+
+    def _check(self, x: Tensor) -> None:
+        if x.ndim != self.dims + 2:
+            raise ValueError(f"expected (N, C, *spatial) with {self.dims} spatial dimensions, found {tuple(x.shape)}")
+
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        self._check(x)
+        embedding = self.embedding(c_noise)
+        h, skips, _ = self._encode(x, embedding)
+        for stage in self.middle:
+            h = self._run(stage, h, embedding)
+        for level_blocks, up in zip(self.decoder, self.up, strict=True):
+            for stage in level_blocks:  # type: ignore[attr-defined]
+                h = self._run(stage, torch.cat([h, skips.pop()], dim=1), embedding)
+            if not isinstance(up, nn.Identity):
+                h = up(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+        h = self.outlet(F.silu(self.outlet_norm(h)))
+        return self._crop(unfold(h, self.stem), x.shape[2:])

@@ -1,0 +1,101 @@
+"""The images a model learns from or is calibrated on: read once, preprocessed, kept as one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anodiff.data.preprocess import Preprocessor
+from anodiff.data.readers import read_image
+from anodiff.data.table import SampleTable, group_keys, select, split_groups
+from anodiff.engine.progress import Progress
+from anodiff.errors import DataError, InputError
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """images: float32 (N, C, H, W); foreground: bool (N, H, W); groups and paths: N strings; failed: sentences."""
+
+    images: Tensor
+    foreground: Tensor
+    groups: tuple[str, ...]
+    paths: tuple[str, ...]
+    failed: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, rows: Sequence[int] | Tensor) -> ImageSet:
+        """The images of the given row numbers, in that order."""
+        index = torch.as_tensor(rows, dtype=torch.long)
+        chosen = index.tolist()
+        return ImageSet(
+            self.images[index],
+            self.foreground[index],
+            tuple(self.groups[i] for i in chosen),
+            tuple(self.paths[i] for i in chosen),
+            self.failed,
+        )
+
+    def sample(self, count: int, seed: int = 0) -> ImageSet:
+        """At most ``count`` images, drawn without replacement, in their original order."""
+        if len(self) <= count:
+            return self
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return self.take(order[:count].sort().values)
+
+
+def load_images(
+    samples: SampleTable, preprocessor: Preprocessor, max_pixels: int, workers: int = 2, quiet: bool = False
+) -> ImageSet:
+    """Read and preprocess every image of a table; broken ones are left out and listed in ``failed``.
+
+    Raises DataError when not one image can be read.
+    """
+    paths = list(samples.table["path"])
+
+    def prepare(path: str) -> tuple[Tensor, Tensor] | str:
+        try:
+            prepared = preprocessor(read_image(path, max_pixels=max_pixels))
+            return prepared.image, prepared.foreground
+        except InputError as error:
+            return str(error)
+
+    images, foreground, kept, failed = [], [], [], []
+    with ThreadPoolExecutor(workers) as pool, Progress(len(paths), "images", "reading", quiet=quiet) as progress:
+        for row, outcome in enumerate(pool.map(prepare, paths)):
+            progress.update(1)
+            if isinstance(outcome, str):
+                failed.append(outcome)
+                progress.note(f"left out: {outcome}")
+                continue
+            images.append(outcome[0])
+            foreground.append(outcome[1])
+            kept.append(row)
+    if not images:
+        raise DataError(f"{samples.root}: expected readable images, found none in {len(paths)} ({failed[0]})")
+    groups = group_keys(samples)
+    return ImageSet(
+        torch.stack(images),
+        torch.stack(foreground),
+        tuple(str(groups[row]) for row in kept),
+        tuple(paths[row] for row in kept),
+        tuple(failed),
+    )
+
+
+def split_normals(samples: SampleTable, holdout: float, seed: int) -> tuple[SampleTable, SampleTable]:
+    """The normal images to learn from and those held out: by the data's own train/val split, else whole groups.
+
+    Without a ``val`` split, a share ``holdout`` of the groups of the training images is held out, drawn by ``seed``.
+    Raises DataError where there is no normal image or only one group to draw from.
+    """
+    splits = set(samples.table["split"])
+    normals = select(samples, "train" if "train" in splits else None, normal_only=True)
+    if "val" in splits:
+        return normals, select(samples, "val", normal_only=True)
+    return split_groups(normals, holdout, seed)

@@ -1,0 +1,117 @@
+"""Pictures as text: small PNG and JPEG data URIs and vector outlines that an offline HTML page can hold."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from anodiff.visualize.heatmap import Pixels, as_rgb, colour_table, opacity_table
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+LARGE_PNG = 24_000
+
+
+def image_uri(image: Pixels, max_px: int = 256) -> str:
+    """uint8 (H, W) or (H, W, 3) -> data URI, its longer side at most `max_px` (by whole-number box averages).
+
+    PNG, or JPEG where the PNG is large and the JPEG smaller.
+    """
+    from PIL import Image
+
+    pixels = np.asarray(image)
+    as_rgb(pixels)
+    grey = pixels.ndim == 2 or pixels.shape[2] == 1
+    picture = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if grey and pixels.ndim == 3 else pixels))
+    factor = shrink_factor(pixels.shape[:2], max_px)
+    picture = picture.reduce(factor) if factor > 1 else picture
+    png = _encoded(picture, "PNG", optimize=True)
+    jpeg = _encoded(picture, "JPEG", quality=90) if len(png) > LARGE_PNG else png
+    return _uri(jpeg, "jpeg") if len(jpeg) < len(png) else _uri(png, "png")
+
+
+def map_uris(index: Pixels, max_px: int = 256) -> tuple[str, str]:
+    """Scale positions uint8 (H, W) -> data URIs of (the opaque map, the layer to lay over the image).
+
+    A map that is too large is shrunk by block *maxima*: a small hot spot never fades into its surroundings.
+    """
+    from PIL import Image
+
+    positions = np.asarray(index)
+    if positions.dtype != np.uint8 or positions.ndim != 2:
+        raise ValueError(f"a map must be uint8 positions (H, W), found {positions.dtype} {positions.shape}")
+    picture = Image.fromarray(block_maxima(positions, shrink_factor(positions.shape, max_px)), mode=None).convert("L")
+    picture = Image.frombytes("P", picture.size, picture.tobytes())
+    picture.putpalette(colour_table().tobytes())
+    opaque = _encoded(picture, "PNG", optimize=True)
+    alpha = np.round(opacity_table() * 255.0).astype(np.uint8).tobytes()
+    return _uri(opaque, "png"), _uri(_encoded(picture, "PNG", optimize=True, transparency=alpha), "png")
+
+
+def mask_uri(mask: ArrayLike, max_px: int = 256) -> str:
+    """bool (H, W) -> data URI of a black and white PNG."""
+    from PIL import Image
+
+    inside = _shrunk_mask(mask, max_px)
+    return _uri(_encoded(Image.fromarray(inside), "PNG", optimize=True), "png")
+
+
+def outline_path(mask: ArrayLike, max_px: int = 256) -> tuple[str, int, int]:
+    """The border of a bool mask (H, W) along its pixel edges -> (SVG path, width, height of the view box), sharp at
+    any zoom."""
+    inside = np.pad(_shrunk_mask(mask, max_px), 1)
+    horizontal = inside[1:, 1:-1] != inside[:-1, 1:-1]
+    vertical = (inside[1:-1, 1:] != inside[1:-1, :-1]).T
+    steps = [f"M{x} {y}h{n}" for y, x, n in _runs(horizontal)] + [f"M{x} {y}v{n}" for x, y, n in _runs(vertical)]
+    return "".join(steps), inside.shape[1] - 2, inside.shape[0] - 2
+
+
+def scale_uri() -> str:
+    """The colour scale from low to high, one pixel high."""
+    from PIL import Image
+
+    return _uri(_encoded(Image.fromarray(colour_table()[None]), "PNG", optimize=True), "png")
+
+
+def shrink_factor(shape: tuple[int, ...], max_px: int) -> int:
+    """The smallest whole number by which the longer side of (H, W) must be divided to be at most `max_px`."""
+    return max(1, -(-max(shape) // max_px))
+
+
+def block_maxima(values: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    """Maxima of factor x factor blocks of (H, W); blocks at the far border may be smaller."""
+    if factor == 1:
+        return np.ascontiguousarray(values)
+    height, width = (-(-side // factor) * factor for side in values.shape)
+    padded = np.zeros((height, width), values.dtype)
+    padded[: values.shape[0], : values.shape[1]] = values
+    return padded.reshape(height // factor, factor, width // factor, factor).max((1, 3))
+
+
+def _shrunk_mask(mask: ArrayLike, max_px: int) -> NDArray[np.bool_]:
+    inside = np.asarray(mask)
+    if inside.ndim != 2:
+        raise ValueError(f"a mask must be (H, W), found {inside.shape}")
+    return block_maxima((inside != 0).astype(np.uint8), shrink_factor(inside.shape, max_px)).astype(bool)
+
+
+def _runs(edges: NDArray[np.bool_]) -> list[tuple[int, int, int]]:
+    """(row, start, length) of every run of True along the rows."""
+    steps = np.diff(np.pad(edges, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    starts, ends = np.argwhere(steps == 1), np.argwhere(steps == -1)
+    return [(int(row), int(a), int(b - a)) for (row, a), (_, b) in zip(starts, ends, strict=True)]
+
+
+def _encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def _uri(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

@@ -1,0 +1,141 @@
+"""The trivial baselines beside the model: fitted on training normals, measured on the same images, paired with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from anodiff.anomaly.baselines import Baseline, standard_baselines
+from anodiff.data.readers import read_image
+from anodiff.engine.progress import Progress
+from anodiff.engine.store import Item
+from anodiff.metrics import Pools, evaluate_pools, paired_bootstrap, pool_maps
+from anodiff.model import DiffusionModel
+from anodiff.pipelines.common import table_text
+from anodiff.pipelines.scoring import ScoreJob, mask_of
+from anodiff.training.images import ImageSet, load_images, split_normals
+
+if TYPE_CHECKING:
+    from anodiff.data.table import SampleTable
+    from anodiff.metrics.evaluate import MapItem
+
+CHUNK = 64
+COMPARED = (("pixel", "auroc"), ("pixel", "ap"), ("pixel", "max_dice"), ("image", "auroc"), ("image", "ap"))
+SHOWN = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "oracle_max_dice")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """metrics: by method, ours first; paired: by baseline, then metric, ours minus the baseline; fitted_on: facts."""
+
+    metrics: dict[str, dict[str, Any]]
+    paired: dict[str, dict[str, Any]]
+    fitted_on: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """For baselines.json."""
+        return {"fitted_on": self.fitted_on, "metrics": self.metrics, "paired": self.paired}
+
+    def text(self) -> str:
+        """Two tables: every method's metrics, and ours against the best baseline of each metric."""
+        rows = [[name, found.get("nfe", 0), *(found[key] for key in SHOWN)] for name, found in self.metrics.items()]
+        ours = next(iter(self.metrics))
+        differences = []
+        for level, metric in COMPARED:
+            key = f"{level}_{metric}"
+            best = self.best(key)
+            if best is None or self.paired[best][key]["difference"] is None:
+                continue
+            found = self.paired[best][key]
+            low, high = found["ci95"] or (None, None)
+            differences.append([key, best, found["difference"], low, high, found["p"]])
+        return "\n".join(
+            [
+                table_text(["method", "NFE", *SHOWN], rows),
+                "",
+                f"{ours} minus the best baseline (paired bootstrap over {self.fitted_on['bootstrap_over']}):",
+                table_text(["metric", "baseline", "difference", "95 % low", "high", "p"], differences),
+            ]
+        )
+
+    def best(self, key: str) -> str | None:
+        """The baseline that is best by a metric such as "pixel_ap"; None where it is undefined."""
+        key = "oracle_max_dice" if key == "pixel_max_dice" else key
+        found = {name: self.metrics[name][key] for name in self.paired if self.metrics[name][key] is not None}
+        return max(found, key=lambda name: found[name]) if found else None
+
+
+def compare(
+    job: ScoreJob,
+    model: DiffusionModel,
+    samples: SampleTable,
+    items: Sequence[Item],
+    rows: Sequence[dict[str, Any]],
+    pools: Pools,
+    metrics: dict[str, Any],
+    *,
+    quiet: bool = False,
+) -> Comparison:
+    """Fits the standard baselines on the training normals of `samples` and measures them on the scored images."""
+    config, settings = model.config, job.detector.settings
+    kept, _ = split_normals(samples, config.training.holdout, config.training.seed)
+    normals = load_images(kept, model.preprocessor, config.preprocess.max_pixels, config.engine.workers, quiet)
+    ours = f"anodiff {job.detector.name}"
+    comparison = Comparison({ours: metrics}, {}, fitted_on(normals, pools))
+    scored = {row["id"] for row in rows if row["status"] == "ok"}
+    with Progress(4 * len(items), "maps", "baselines", quiet=quiet) as progress:
+        for baseline in standard_baselines(config.polarity, settings.smooth_px):
+            baseline.fit(normals.images, normals.groups, normals.foreground)
+            theirs = baseline_pools(baseline, job, items, scored, progress)
+            comparison.metrics[baseline.name] = evaluate_pools(theirs, pixel_threshold_fpr5=None)
+            comparison.paired[baseline.name] = {
+                f"{level}_{metric}": paired_bootstrap(getattr(pools, f"{level}s"), getattr(theirs, f"{level}s"), metric)
+                for level, metric in COMPARED
+            }
+    return comparison
+
+
+def baseline_pools(
+    baseline: Baseline, job: ScoreJob, items: Sequence[Item], scored: set[str], progress: Progress
+) -> Pools:
+    """A baseline's maps and scores of the images that the model has scored, beside the same labels and masks."""
+    maps: list[MapItem] = []
+    scores: list[float | None] = []
+    waiting = iter(items)
+    while chunk := list(islice(waiting, CHUNK)):
+        found = measured_by(baseline, job, [item for item in chunk if item.id in scored])
+        for item in chunk:
+            score, values, mask = found.get(item.id, (None, None, None))
+            maps.append((item.id, values, mask))
+            scores.append(score)
+        progress.update(len(chunk))
+    truths = [item.extra for item in items]
+    return pool_maps(maps, [truth.label for truth in truths], scores, [truth.group for truth in truths])
+
+
+def measured_by(baseline: Baseline, job: ScoreJob, items: Sequence[Item]) -> dict[str, tuple[float, Any, Any]]:
+    """id -> (score, map, mask) of a few images, maps and masks on the native grid; the score as the detector's."""
+    if not items:
+        return {}
+    settings = job.detector.settings
+    prepared = [job.preprocessor(read_image(item.path, max_pixels=job.config.max_pixels)) for item in items]
+    inside = torch.stack([each.foreground for each in prepared])
+    maps = baseline.maps(torch.stack([each.image for each in prepared]), inside)
+    scores = baseline.scores(maps, inside, reduction=settings.reduction, topk=settings.topk)
+    return {
+        item.id: (float(score), job.preprocessor.back(values, each.geometry), mask_of(item, each.geometry.native))
+        for item, each, values, score in zip(items, prepared, maps, scores, strict=True)
+    }
+
+
+def fitted_on(normals: ImageSet, pools: Pools) -> dict[str, Any]:
+    """What the comparison rests on."""
+    return {
+        "normals": len(normals),
+        "groups": len(set(normals.groups)),
+        "bootstrap_over": f"{len(pools.images.groups)} groups",
+    }

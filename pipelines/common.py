@@ -1,0 +1,82 @@
+"""What the jobs share: their common options, and opening a model with a user's overrides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from anodiff.errors import ConfigError
+
+if TYPE_CHECKING:
+    from anodiff.model import DiffusionModel
+
+Model = Annotated[Path, typer.Argument(help="Model file (.safetensors).")]
+Output = Annotated[Path, typer.Option(help="Folder for the results; an unfinished run in it is resumed.")]
+ModelOutput = Annotated[Path, typer.Option(help="The new model file.")]
+Preset = Annotated[str | None, typer.Option(help="Detector preset; by default the one of the model's recipe.")]
+Layout = Annotated[str, typer.Option(help="How the data is laid out; auto recognises it.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images computed at once; does not change results.")]
+Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew, removing what an earlier run wrote there.")]
+
+
+def open_model(path: Path, overrides: list[str] | None, allowed: tuple[str, ...]) -> DiffusionModel:
+    """Loads a model and applies `--set` overrides to its recipe, in memory only.
+
+    Raises:
+        ModelFileError: see `anodiff.load`.
+        ConfigError: an override is malformed, or of a key that is fixed by training (not below one of `allowed`).
+    """
+    from anodiff.config import apply_overrides, parse_config
+    from anodiff.model import load
+
+    model = load(path)
+    if overrides:
+        for override in overrides:
+            key = override.partition("=")[0].strip()
+            if not any(key == name or key.startswith(f"{name}.") for name in allowed):
+                raise ConfigError(
+                    f"--set {override}: expected a key of {', '.join(allowed)}; the others are fixed by training"
+                )
+        values = apply_overrides(model.config.model_dump(mode="json"), overrides)
+        model.config = parse_config(values, "--set")
+    return model
+
+
+def file_digest(path: Path) -> str:
+    """blake2b of a file's bytes: what tells one model from another when a run is resumed."""
+    import hashlib
+
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def say(text: str, quiet: bool = False) -> None:
+    """One message to the reader, on standard error: standard output is for results."""
+    if not quiet:
+        typer.echo(text, err=True)
+
+
+def table_text(header: list[str], rows: list[list[Any]]) -> str:
+    """A small table in aligned columns: text to the left, numbers (3 decimals) to the right; None is a dash."""
+    cells = [header] + [[_cell(value) for value in row] for row in rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    numeric = [all(not isinstance(row[column], str) for row in rows) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            text.rjust(width) if right else text.ljust(width)
+            for text, width, right in zip(line, widths, numeric, strict=True)
+        ).rstrip()
+        for line in cells
+    )
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

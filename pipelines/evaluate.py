@@ -1,0 +1,234 @@
+"""anodiff evaluate: score a labelled data set by the same job, then measure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from anodiff.errors import DataError
+from anodiff.pipelines.common import (
+    BatchSize,
+    Device,
+    Layout,
+    Model,
+    Output,
+    Overwrite,
+    Precision,
+    Preset,
+    Seed,
+    Set,
+    open_model,
+    say,
+    table_text,
+)
+from anodiff.pipelines.score import OPEN_KEYS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from anodiff.data.table import SampleTable
+    from anodiff.engine.loop import Summary
+    from anodiff.engine.store import Item
+    from anodiff.metrics.evaluate import MapItem, Pools
+    from anodiff.pipelines.scoring import ScoreJob
+
+SHOWN = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "dice_at_fpr5", "oracle_max_dice")
+
+
+def main(
+    model: Model,
+    data: Annotated[Path, typer.Argument(help="Labelled data set: a folder in a known layout, or a CSV manifest.")],
+    output: Output,
+    preset: Preset = None,
+    split: Annotated[str | None, typer.Option(help="Which split; by default test, or all where there is none.")] = None,
+    subset: Annotated[int | None, typer.Option(min=1, help="Only so many images, drawn at random by --seed.")] = None,
+    baselines: Annotated[bool, typer.Option("--baselines", help="Also measure the trivial baselines.")] = False,
+    layout: Layout = "auto",
+    map_format: Annotated[Literal["npy", "tiff"], typer.Option(help="Format of the float maps.")] = "npy",
+    heatmaps: Annotated[bool, typer.Option(help="Draw the heatmaps.")] = True,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_size: BatchSize = 16,
+    seed: Seed = 0,
+    set_: Set = None,
+) -> None:
+    """Score the test split of a labelled data set: OUTPUT/metrics.json, report.html, and all that `score` writes.
+
+    The trivial baselines are fitted on the data set's training normals and compared with the model on the same images
+    (paired bootstrap over patients or parts): OUTPUT/baselines.json.
+
+    \b
+    Examples:
+      anodiff evaluate runs/brain/model.safetensors brain_lgg --output out/brain --baselines
+      anodiff evaluate model.safetensors labelled.csv --output out/dev --split dev
+      anodiff evaluate model.safetensors brain_lgg --output out/anoddpm --preset anoddpm --subset 60
+    """
+    summary, _ = run(
+        model,
+        data,
+        output,
+        preset=preset,
+        split=split,
+        subset=subset,
+        baselines=baselines,
+        layout=layout,
+        map_format=map_format,
+        heatmaps=heatmaps,
+        overwrite=overwrite,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        seed=seed,
+        overrides=set_,
+    )
+    raise typer.Exit(summary.exit_code)
+
+
+def run(
+    model_path: Path,
+    data: Path,
+    output: Path,
+    *,
+    preset: str | None = None,
+    split: str | None = None,
+    subset: int | None = None,
+    baselines: bool = False,
+    layout: str = "auto",
+    map_format: str = "npy",
+    heatmaps: bool = True,
+    overwrite: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 16,
+    seed: int = 0,
+    overrides: list[str] | None = None,
+    quiet: bool = False,
+) -> tuple[Summary, dict[str, Any]]:
+    """Score and measure; returns what was done and the metrics (empty where the run was interrupted)."""
+    from anodiff.anomaly import AnomalyDetector
+    from anodiff.data.layouts import load_table
+    from anodiff.engine.files import write_json
+    from anodiff.engine.store import ResultStore
+    from anodiff.metrics import curves_of
+    from anodiff.pipelines.reporting import write_score_report
+    from anodiff.pipelines.scoring import Outputs, ScoreJob, items_of_table, run_settings, score_items
+
+    model = open_model(model_path, overrides, OPEN_KEYS)
+    samples = load_table(data, layout)
+    items = items_of_table(drawn(chosen_split(samples, split), subset, seed))
+    refuse_unlabelled(items, data)
+    detector = AnomalyDetector(model, preset or model.config.preset, device=device, precision=precision, seed=seed)
+    outputs = Outputs(output, map_format, heatmaps=heatmaps)
+    job = ScoreJob(model, detector, outputs)
+    for note in detector.notes:
+        say(f"note: {note}", quiet)
+    with ResultStore.open(output, run_settings(model_path, model, detector, outputs), overwrite=overwrite) as store:
+        summary = score_items(
+            job, items, store, batch_size=batch_size, workers=model.config.engine.workers, quiet=quiet
+        )
+        rows = list(store.rows(items))
+        if summary.interrupted:
+            say(f"{summary.sentence()}; wrote {output / 'scores.csv'}", quiet)
+            return summary, {}
+        pools = pooled(job, items, rows)
+        metrics = measured(job, pools, rows)
+        write_json(output / "metrics.json", metrics)
+        notes = []
+        if baselines:
+            from anodiff.pipelines.baselines import compare
+
+            compared = compare(job, model, samples, items, rows, pools, metrics, quiet=quiet)
+            write_json(output / "baselines.json", compared.as_json())
+            typer.echo(compared.text())
+            notes.append(f"Baselines on the same images: {output / 'baselines.json'}")
+        else:
+            typer.echo(table_text(["metric", "value", "95 % low", "high"], metric_rows(metrics)))
+        write_score_report(
+            output / "report.html", model, job, summary, rows, items,
+            title=f"{model.config.name} on {data.name}", metrics=metrics, curves=curves_of(pools), notes=notes,
+        )  # fmt: skip
+    say(f"{summary.sentence()}; {job.nfe} denoiser calls an image", quiet)
+    say(f"wrote {output / 'metrics.json'} and {output / 'report.html'}", quiet)
+    return summary, metrics
+
+
+def chosen_split(samples: SampleTable, split: str | None) -> SampleTable:
+    """The split asked for; by default test where there is one, else everything that is in no split."""
+    from anodiff.data.table import select
+
+    if split is None and "test" not in set(samples.table["split"]):
+        return select(samples, "")
+    return select(samples, split or "test")
+
+
+def drawn(samples: SampleTable, count: int | None, seed: int) -> SampleTable:
+    """`count` rows drawn at random without replacement by `seed`, in their order; all where None."""
+    import dataclasses
+
+    if count is None or count >= len(samples):
+        return samples
+    return dataclasses.replace(
+        samples, table=samples.table.sample(n=count, random_state=seed).sort_index().reset_index(drop=True)
+    )
+
+
+def refuse_unlabelled(items: Sequence[Item], data: Path) -> None:
+    """Raises DataError where neither a label nor a mask is known of any image."""
+    if not any(item.extra.label is not None or item.extra.mask for item in items):
+        raise DataError(
+            f"{data}: expected labels or masks to measure against, found none for {len(items)} images; "
+            "use anodiff score for images of which nothing is known"
+        )
+
+
+def pooled(job: ScoreJob, items: Sequence[Item], rows: Sequence[dict[str, Any]]) -> Pools:
+    """The recorded maps and scores beside their labels and masks."""
+    from anodiff.metrics import pool_maps
+
+    known = {item.id: item for item in items}
+    truths = [known[row["id"]].extra for row in rows]
+    return pool_maps(
+        stored_maps(job, [known[row["id"]] for row in rows], rows),
+        [truth.label for truth in truths],
+        [row.get("score") for row in rows],
+        [truth.group for truth in truths],
+    )
+
+
+def stored_maps(job: ScoreJob, items: Sequence[Item], rows: Sequence[dict[str, Any]]) -> Iterator[MapItem]:
+    """(id, map, mask) of each row on the native grid; no map and no mask for a failed one."""
+    from anodiff.engine.files import load_map
+    from anodiff.pipelines.scoring import mask_of
+
+    for item, row in zip(items, rows, strict=True):
+        if row["status"] != "ok":
+            yield item.id, None, None
+            continue
+        values = load_map(job.outputs.folder / row["map"])
+        yield item.id, values, mask_of(item, (values.shape[0], values.shape[1]))
+
+
+def measured(job: ScoreJob, pools: Pools, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """metrics.json: the metrics with their intervals, and what they cost."""
+    from anodiff.metrics import evaluate_pools
+    from anodiff.pipelines.reporting import seconds_per_image
+
+    calibration = job.detector.calibration
+    metrics = evaluate_pools(
+        pools, pixel_threshold_fpr5=None if calibration is None else calibration.pixel_threshold_fpr5
+    )
+    failed = sum(row["status"] == "failed" for row in rows)
+    cost = {"nfe": job.nfe, "seconds_per_image": seconds_per_image(rows), "n_failed": failed}
+    return {
+        **{name: value for name, value in metrics.items() if name != "reasons"},
+        **cost,
+        "reasons": metrics["reasons"],
+    }
+
+
+def metric_rows(metrics: dict[str, Any]) -> list[list[Any]]:
+    """The metrics as rows of a table."""
+    return [[name, metrics[name], *(metrics[f"{name}_ci95"] or (None, None))] for name in SHOWN]

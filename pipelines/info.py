@@ -1,0 +1,100 @@
+"""anodiff info: what a model file holds. Reading it verifies the whole file and runs no code from it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from anodiff.pipelines.common import Model, table_text
+
+if TYPE_CHECKING:
+    from anodiff.anomaly.calibration import Calibration
+    from anodiff.model import DiffusionModel
+
+
+def main(
+    model: Model,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Print what a model file holds: recipe, calibrations, provenance.
+
+    \b
+    Examples:
+      anodiff info runs/brain/model.safetensors
+      anodiff info runs/brain/model.safetensors --json
+    """
+    from anodiff.model import load
+
+    loaded = load(model)
+    facts = facts_of(loaded)
+    typer.echo(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else text_of(loaded, facts))
+
+
+def facts_of(model: DiffusionModel) -> dict[str, Any]:
+    """Everything but the tensors, as plain values."""
+    return {
+        "path": str(model.path),
+        "parameters": model.parameters,
+        "config": model.config.model_dump(mode="json"),
+        "calibrations": {name: calibration_facts(found) for name, found in model.calibrations.items()},
+        "provenance": model.provenance,
+    }
+
+
+def calibration_facts(calibration: Calibration) -> dict[str, Any]:
+    """A calibration in plain values: what it promises and what it was learnt from."""
+    from anodiff.anomaly.settings import DetectorSettings
+
+    return {
+        "nfe": DetectorSettings(**calibration.settings).nfe,
+        "rate": calibration.rate,
+        "unit": calibration.unit,
+        "threshold": calibration.threshold,
+        "message": calibration.message,
+        "normals": len(calibration.scores),
+        "pixel_threshold_fpr5": calibration.pixel_threshold_fpr5,
+        "pixel_threshold_fpr1": calibration.pixel_threshold_fpr1,
+        "counts": calibration.counts,
+        "settings": calibration.settings,
+    }
+
+
+def text_of(model: DiffusionModel, facts: dict[str, Any]) -> str:
+    """The facts for a reader."""
+    config = model.config
+    prepared, diffusion = config.preprocess, config.diffusion
+    height, width = prepared.size
+    lines = [
+        f"{facts['path']}: {config.name}" + (f", {config.description}" if config.description else ""),
+        f"  network     {config.network.kind}, {facts['parameters'] / 1e6:.2f} M weights",
+        f"  images      {height}x{width}, {prepared.channels} channel(s), resize {prepared.resize}, "
+        f"intensity {prepared.intensity.kind}, foreground {prepared.foreground}",
+        f"  diffusion   {diffusion.prediction} prediction, schedule {diffusion.schedule}, {diffusion.noise} noise",
+        f"  anomalies   {'brighter or darker' if config.polarity == 'both' else config.polarity} than normal",
+    ]
+    lines += [f"  {name:<11} {value}" for name, value in flatten(model.provenance)]
+    if not facts["calibrations"]:
+        return "\n".join([*lines, "not calibrated: scores are raw until `anodiff calibrate` has seen normal images"])
+    header = ["preset", "NFE", "threshold", "false alarms", "normals", "pixel threshold (5 %)"]
+    rows = [
+        [name, found["nfe"], found["threshold"], f"{found['rate']:g} per {found['unit']}", found["normals"],
+         found["pixel_threshold_fpr5"]]
+        for name, found in facts["calibrations"].items()
+    ]  # fmt: skip
+    messages = [f"{name}: {found['message']}" for name, found in facts["calibrations"].items() if found["message"]]
+    return "\n".join([*lines, "calibrated for", indent(table_text(header, rows)), *messages])
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested values as (dotted name, value) pairs."""
+    pairs: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        pairs += flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
+    return pairs
+
+
+def indent(text: str) -> str:
+    """Two spaces before each line."""
+    return "\n".join(f"  {line}" for line in text.splitlines())

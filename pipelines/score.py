@@ -1,0 +1,116 @@
+"""anodiff score: scores, calibrated decisions, maps, heatmaps and a report for new images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from anodiff.pipelines.common import (
+    BatchSize,
+    Device,
+    Model,
+    Output,
+    Overwrite,
+    Precision,
+    Preset,
+    Seed,
+    Set,
+    open_model,
+    say,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anodiff.engine.loop import Summary
+
+#: keys of the recipe that scoring may override; the others are what the model was trained with
+OPEN_KEYS = ("engine", "presets", "polarity", "preprocess.max_pixels", "preprocess.channel")
+
+
+def main(
+    model: Model,
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, folders, globs, or CSVs of paths.")],
+    output: Output,
+    preset: Preset = None,
+    map_format: Annotated[Literal["npy", "tiff"], typer.Option(help="Format of the float maps.")] = "npy",
+    maps: Annotated[bool, typer.Option(help="Keep the float maps.")] = True,
+    heatmaps: Annotated[bool, typer.Option(help="Draw the heatmaps.")] = True,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_size: BatchSize = 16,
+    seed: Seed = 0,
+    set_: Set = None,
+) -> None:
+    """Score images: OUTPUT/scores.csv, maps/, heatmaps/ and report.html.
+
+    A broken input becomes a row with its error. A run that was killed goes on where it stopped when the same command
+    is given again.
+
+    \b
+    Examples:
+      anodiff score runs/brain/model.safetensors scans/ --output out/scans
+      anodiff score model.safetensors 'night/*.png' day.csv --output out/day --preset one-step
+      anodiff score model.safetensors scans/ --output out/scans --set engine.network_batch=64 --device cuda
+    """
+    summary = run(
+        model,
+        inputs,
+        output,
+        preset=preset,
+        map_format=map_format,
+        maps=maps,
+        heatmaps=heatmaps,
+        overwrite=overwrite,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        seed=seed,
+        overrides=set_,
+    )
+    raise typer.Exit(summary.exit_code)
+
+
+def run(
+    model_path: Path,
+    inputs: Sequence[str],
+    output: Path,
+    *,
+    preset: str | None = None,
+    map_format: str = "npy",
+    maps: bool = True,
+    heatmaps: bool = True,
+    overwrite: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 16,
+    seed: int = 0,
+    overrides: list[str] | None = None,
+    quiet: bool = False,
+) -> Summary:
+    """Score `inputs` with a model file; returns what was done. Errors of the run as a whole are AnodiffErrors."""
+    from anodiff.anomaly import AnomalyDetector
+    from anodiff.data.layouts import expand_inputs
+    from anodiff.engine.store import ResultStore
+    from anodiff.pipelines.reporting import write_score_report
+    from anodiff.pipelines.scoring import Outputs, ScoreJob, items_of_paths, run_settings, score_items
+
+    model = open_model(model_path, overrides, OPEN_KEYS)
+    items = items_of_paths(expand_inputs(inputs))
+    detector = AnomalyDetector(model, preset or model.config.preset, device=device, precision=precision, seed=seed)
+    outputs = Outputs(output, map_format, maps, heatmaps)
+    job = ScoreJob(model, detector, outputs)
+    for note in detector.notes:
+        say(f"note: {note}", quiet)
+    with ResultStore.open(output, run_settings(model_path, model, detector, outputs), overwrite=overwrite) as store:
+        summary = score_items(
+            job, items, store, batch_size=batch_size, workers=model.config.engine.workers, quiet=quiet
+        )
+        if not summary.interrupted:
+            write_score_report(output / "report.html", model, job, summary, list(store.rows(items)), items)
+    say(f"{summary.sentence()}; {job.nfe} denoiser calls an image", quiet)
+    say(f"wrote {output / 'scores.csv'}" + ("" if summary.interrupted else f" and {output / 'report.html'}"), quiet)
+    return summary

@@ -1,0 +1,300 @@
+"""The scoring job of `anodiff score` and `anodiff evaluate`: what is read, computed and written for one image."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anodiff.anomaly import AnomalyDetector
+from anodiff.data.preprocess import Prepared, resize
+from anodiff.data.readers import read_image, read_mask, split_page
+from anodiff.engine.device import describe
+from anodiff.engine.files import atomic_write, load_map, make_folder, save_map
+from anodiff.engine.loop import Summary, run_job
+from anodiff.engine.progress import Progress
+from anodiff.engine.store import STATE_FOLDER, Item, ResultStore
+from anodiff.errors import InputError
+from anodiff.model import DiffusionModel
+from anodiff.pipelines.common import file_digest
+from anodiff.pipelines.pictures import (
+    calibrated_scale,
+    display_geometry,
+    display_input,
+    display_reconstruction,
+    map_spread,
+    raw_scale,
+)
+from anodiff.visualize.heatmap import save_heatmap
+
+if TYPE_CHECKING:
+    from anodiff.data.table import SampleTable
+
+COLUMNS = ("id", "path", "score", "p_value", "is_anomalous", "threshold", "nfe", "status", "error")
+RECONSTRUCTIONS = f"{STATE_FOLDER}/reconstructions"
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known of an input: label (0 normal, 1 anomalous, None), path of its mask ("" = none), group."""
+
+    label: int | None = None
+    mask: str = ""
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What is written for each image, and where."""
+
+    folder: Path
+    map_format: str = "npy"
+    maps: bool = True
+    heatmaps: bool = True
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One image, read: prepared for the model, and shown (uint8, display grid) with its mask (bool, native)."""
+
+    prepared: Prepared
+    shown: NDArray[np.uint8]
+    mask: NDArray[np.bool_] | None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One image, scored: map (h, w) and reconstruction (C, h, w) on the model's grid."""
+
+    loaded: Loaded
+    map: Tensor
+    reconstruction: Tensor
+    score: float
+    p_value: float | None
+    is_anomalous: bool | None
+    seconds: float
+
+
+class ScoreJob:
+    """read -> Loaded, compute -> Scored, write -> the row of scores.csv; see `anodiff.engine.loop.Job`."""
+
+    def __init__(self, model: DiffusionModel, detector: AnomalyDetector, outputs: Outputs) -> None:
+        self.config = model.config.preprocess
+        self.preprocessor = model.preprocessor
+        self.detector = detector
+        self.outputs = outputs
+        self.scale = calibrated_scale(detector.calibration)
+        self.nfe = detector.settings.nfe_for(self.config.size)
+
+    def read(self, item: Item) -> Loaded:
+        """One image from disk, with its mask where one is named; InputError where either cannot be used."""
+        raw = read_image(item.path, max_pixels=self.config.max_pixels)
+        prepared = self.preprocessor(raw)
+        return Loaded(
+            prepared, display_input(raw, prepared.geometry, self.config), mask_of(item, prepared.geometry.native)
+        )
+
+    def compute(self, batch: list[Loaded]) -> Sequence[Scored]:
+        """Scores a batch on the device."""
+        began = time.monotonic()
+        result = self.detector(
+            torch.stack([loaded.prepared.image for loaded in batch]),
+            torch.stack([loaded.prepared.foreground for loaded in batch]),
+        )
+        seconds = (time.monotonic() - began) / len(batch)
+        calibrated = self.detector.calibration is not None
+        return [
+            Scored(
+                loaded=loaded,
+                map=result.maps[i],
+                reconstruction=result.reconstructions[i],
+                score=short_float(result.scores[i]),
+                p_value=float(result.p_values[i]) if calibrated else None,
+                is_anomalous=None if result.is_anomalous is None else bool(result.is_anomalous[i]),
+                seconds=seconds,
+            )
+            for i, loaded in enumerate(batch)
+        ]
+
+    def write(self, item: Item, computed: Scored) -> dict[str, Any]:
+        """Writes map, heatmap and reconstruction of one image; returns its row."""
+        if not np.isfinite(computed.score):
+            raise InputError(
+                f"{item.path}: expected a finite score, found {computed.score}; its intensities may overflow"
+            )
+        prepared = computed.loaded.prepared
+        files: dict[str, str] = {"reconstruction": f"{RECONSTRUCTIONS}/{item.id}.png"}
+        picture = display_reconstruction(computed.reconstruction, prepared, self.config)
+        save_png(self.outputs.folder / files["reconstruction"], picture)
+        native = self.preprocessor.back(computed.map, prepared.geometry)
+        if self.outputs.maps:
+            files["map"] = f"maps/{item.id}.{self.outputs.map_format}"
+            save_map(self.outputs.folder / files["map"], native)
+        if self.outputs.heatmaps and self.scale is not None:
+            files["heatmap"] = f"heatmaps/{item.id}.png"
+            values = self.preprocessor.back(computed.map, display_geometry(prepared.geometry))
+            self._heatmap(self.outputs.folder / files["heatmap"], computed.loaded, values)
+        threshold = None if self.detector.calibration is None else self.detector.calibration.threshold
+        return {
+            "score": computed.score,
+            "p_value": computed.p_value,
+            "is_anomalous": computed.is_anomalous,
+            "threshold": None if threshold is None else short_float(threshold),
+            "nfe": self.nfe,
+            "seconds": computed.seconds,
+            "map_spread": map_spread(native),
+            "files": list(files.values()),
+            **files,
+        }
+
+    def _heatmap(self, path: Path, loaded: Loaded, values: NDArray[np.float32]) -> None:
+        mask = None if loaded.mask is None else resized_mask(loaded.mask, values.shape)
+        assert self.scale is not None
+        save_heatmap(path, loaded.shown, values, self.scale, mask)
+
+    def add_heatmaps(self, store: ResultStore, items: Sequence[Item]) -> None:
+        """Heatmaps of a run without calibration: its one scale is known only when all maps are."""
+        rows = {row["id"]: row for row in store.rows(items) if row.get("map")}
+        self.scale = raw_scale(rows.values())
+        if self.scale is None or not self.outputs.heatmaps:
+            return
+        for item in items:
+            if item.id in rows:
+                with contextlib.suppress(InputError):
+                    loaded = self.read(item)
+                    values = self.shown_map(rows[item.id], loaded.shown.shape[:2])
+                    self._heatmap(self.outputs.folder / f"heatmaps/{item.id}.png", loaded, values)
+
+    def shown_map(self, row: dict[str, Any], grid: tuple[int, ...]) -> NDArray[np.float32]:
+        """The stored map of a row on the display grid."""
+        values = load_map(self.outputs.folder / row["map"])
+        return values if values.shape == grid else resize(values, (grid[0], grid[1]))
+
+
+def score_items(
+    job: ScoreJob, items: Sequence[Item], store: ResultStore, *, batch_size: int, workers: int, quiet: bool = False
+) -> Summary:
+    """Runs the job over the items, then writes scores.csv and, in a run without calibration, the heatmaps."""
+    for name in (RECONSTRUCTIONS, *["maps"] * job.outputs.maps, *["heatmaps"] * job.outputs.heatmaps):
+        make_folder(job.outputs.folder / name)
+    with Progress(len(items), "images", "scoring", quiet=quiet) as progress:
+        summary = run_job(job, items, store, workers=workers, batch_size=batch_size, progress=progress)
+    store.export_csv(job.outputs.folder / "scores.csv", COLUMNS, items)
+    if not summary.interrupted and job.scale is None:
+        job.add_heatmaps(store, items)
+    return summary
+
+
+def run_settings(
+    model_path: Path, model: DiffusionModel, detector: AnomalyDetector, outputs: Outputs
+) -> dict[str, Any]:
+    """Everything that decides what a run writes, flat: a run is resumed only where all of it is the same."""
+    settings = {
+        "model": file_digest(model_path),
+        "preset": detector.name,
+        "seed": detector.seed,
+        "device": detector.denoiser.device.type,
+        "precision": detector.denoiser.precision,
+        "network_batch": detector.denoiser.network_batch,
+        "map_format": outputs.map_format if outputs.maps else None,
+        "heatmaps": outputs.heatmaps,
+    }
+    settings |= {f"preprocess.{key}": value for key, value in model.config.preprocess.model_dump(mode="json").items()}
+    return settings | {f"detector.{key}": value for key, value in detector.settings.to_json().items()}
+
+
+def items_of_paths(paths: Sequence[str]) -> list[Item]:
+    """Inputs of which nothing is known."""
+    from anodiff.data.table import make_ids
+
+    return [
+        Item(id_, path, Truth(), file=split_page(path)[0]) for id_, path in zip(make_ids(paths), paths, strict=True)
+    ]
+
+
+def items_of_table(samples: SampleTable) -> list[Item]:
+    """Inputs with what the sample table knows of them."""
+    import pandas as pd
+
+    rows = samples.table.to_dict("records")
+    return [
+        Item(
+            str(row["id"]),
+            str(row["path"]),
+            Truth(None if pd.isna(row["label"]) else int(row["label"]), str(row["mask"]), str(row["group"])),
+            file=split_page(str(row["path"]))[0],
+        )
+        for row in rows
+    ]
+
+
+def mask_of(item: Item, shape: tuple[int, int]) -> NDArray[np.bool_] | None:
+    """The annotation of an item as bool (H, W) on its native grid, or None; InputError where it does not fit."""
+    return read_mask(item.extra.mask, shape) if item.extra.mask else None
+
+
+def pictures_of(job: ScoreJob, item: Item, row: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    """What the report shows of an image, read when it is needed: input, reconstruction, map, mask on one grid."""
+
+    def read() -> dict[str, Any]:
+        from PIL import Image
+
+        loaded = job.read(item)
+        height, width = loaded.shown.shape[:2]
+        with Image.open(job.outputs.folder / row["reconstruction"]) as picture:
+            reconstruction = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+        found: dict[str, Any] = {"input": loaded.shown, "reconstruction": reconstruction}
+        if row.get("map"):
+            found["map"] = job.shown_map(row, (height, width))
+        if loaded.mask is not None:
+            found["mask"] = resized_mask(loaded.mask, (height, width))
+        return found
+
+    return read
+
+
+def run_facts(detector: AnomalyDetector, summary: Summary, seconds_per_image: float | None) -> dict[str, Any]:
+    """The run in numbers, for the report's summary."""
+    calibration = detector.calibration
+    facts: dict[str, Any] = {
+        "nfe": detector.settings.nfe,
+        "images_per_second": summary.images_per_second or None,
+        "seconds_per_image": seconds_per_image,
+        **describe(detector.denoiser.device, detector.denoiser.precision),
+        "device_busy": f"{summary.device_busy_share:.0%}",
+    }
+    if calibration is not None and calibration.threshold is not None:
+        facts |= {"false_alarm_rate": calibration.rate, "unit": calibration.unit}
+    return facts
+
+
+def short_float(value: Tensor | float) -> float:
+    """A float32 as the float of its shortest text: the same number to float32, and readable in a table."""
+    return float(str(np.float32(float(value))))
+
+
+def save_png(path: Path, pixels: NDArray[np.uint8]) -> None:
+    """Writes uint8 (H, W) or (H, W, 3) as a PNG, atomically."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    atomic_write(path, buffer.getvalue())
+
+
+def resized_mask(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """A mask on another grid, by the nearest pixel."""
+    from PIL import Image
+
+    if mask.shape == shape:
+        return mask
+    return np.asarray(Image.fromarray(mask).resize((shape[1], shape[0]), Image.Resampling.NEAREST))

@@ -1,0 +1,265 @@
+"""anodiff train: learn what normal images look like, calibrate, and write one model file."""
+
+from __future__ import annotations
+
+import signal
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from anodiff.errors import TrainingError
+from anodiff.pipelines.common import Device, Layout, Precision, Set, say
+
+if TYPE_CHECKING:
+    from anodiff.config import AnodiffConfig
+    from anodiff.training import ImageSet, Trainer
+    from anodiff.training.processes import Processes
+
+LOG_COLUMNS = ("images", "loss", "validation_loss", "lr", "images_per_second", "seconds")
+
+
+def main(
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe (anodiff configs ls).")],
+    data: Annotated[Path, typer.Option(help="Folder or CSV with normal images; anomalous ones are left out.")],
+    output: Annotated[Path, typer.Option(help="Folder for model.safetensors, log.csv, preview.png, checkpoint.pt.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from OUTPUT/checkpoint.pt.")] = False,
+    layout: Layout = "auto",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images an update and process.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random in training.")] = None,
+    set_: Set = None,
+) -> None:
+    """Train a model on normal images and calibrate it on held-out normal ones.
+
+    \b
+    Examples:
+      anodiff train brain_flair --data brain_lgg --output runs/brain
+      anodiff train my.yaml --data normals/ --output runs/mine --set training.images=200000
+      anodiff train my.yaml --data normals/ --output runs/mine --resume
+      torchrun --nproc-per-node 4 -m anodiff.pipelines.cli train my.yaml --data normals/ --output runs/mine
+    """
+    with_overrides = list(set_ or [])
+    if batch_size is not None:
+        with_overrides.append(f"training.batch_size={batch_size}")
+    if seed is not None:
+        with_overrides.append(f"training.seed={seed}")
+    run(
+        config, data, output, overrides=with_overrides, resume=resume, layout=layout, device=device, precision=precision
+    )
+
+
+def run(
+    config_name: str,
+    data: Path,
+    output: Path,
+    *,
+    overrides: list[str],
+    resume: bool = False,
+    layout: str = "auto",
+    device: str = "auto",
+    precision: str = "auto",
+    quiet: bool = False,
+) -> Path:
+    """Train, calibrate and save; returns the path of the model file."""
+    from anodiff.config import load_config
+    from anodiff.data.layouts import load_table
+    from anodiff.engine.device import resolve_device, resolve_precision
+    from anodiff.engine.files import make_folder
+    from anodiff.training import Trainer, load_checkpoint, load_images, split_normals
+    from anodiff.training.processes import processes
+
+    config = load_config(config_name, overrides)
+    samples = load_table(data, layout)
+    chosen = resolve_device(device)
+    checkpoint = output / "checkpoint.pt"
+    refuse_to_overwrite(output, checkpoint, resume)
+    with processes(chosen.type == "cuda") as group:
+        if group.world > 1 and chosen.type == "cuda":
+            chosen = resolve_device(f"cuda:{group.local_rank}")
+        kept, held = split_normals(samples, config.training.holdout, config.training.seed)
+        reading = {"max_pixels": config.preprocess.max_pixels, "workers": config.engine.workers}
+        silent = quiet or not group.first
+        normals = load_images(kept, preprocessor_of(config), **reading, quiet=silent)
+        heldout = load_images(held, preprocessor_of(config), **reading, quiet=silent)
+        trainer = Trainer(
+            config,
+            normals.images,
+            heldout.sample(config.training.validation_images, config.training.seed).images,
+            device=chosen,
+            precision=resolve_precision(precision, chosen),
+            processes=group,
+        )
+        if resume:
+            load_checkpoint(trainer, checkpoint)
+        if group.first:
+            make_folder(output)
+            write_start(config, output, {"train": normals, "held out": heldout})
+            say(describe(trainer, normals, heldout, data, samples.layout), quiet)
+        finished = learn(trainer, output, group, quiet)
+        if not group.first:
+            return output / "model.safetensors"
+    if not finished:
+        raise TrainingError(
+            f"{output}: training interrupted after {trainer.state.images_seen} of {config.training.images} images; "
+            "continue it with --resume"
+        )
+    return finish(trainer, normals, heldout, data, output, quiet)
+
+
+def learn(trainer: Trainer, output: Path, group: Processes, quiet: bool) -> bool:
+    """The training loop with its bar, log, preview and checkpoints; False when it was interrupted (Ctrl-C)."""
+    from anodiff.engine.files import atomic_write, write_csv
+    from anodiff.engine.progress import Progress
+    from anodiff.training import save_checkpoint
+    from anodiff.training.preview import preview
+
+    config = trainer.config.training
+    stop = StopRequest()
+    saved = time.monotonic()
+    progress = Progress(
+        config.images, "images", "training", start=trainer.state.images_seen, quiet=quiet or not group.first
+    )
+
+    def on_log(row: Any) -> None:
+        shown = {"loss": row.loss}
+        if row.validation_loss is not None:
+            shown["held-out loss"] = row.validation_loss
+        progress.update(row.images - progress.done, **shown)
+
+    def on_validation(trainer: Trainer) -> None:
+        atomic_write(output / "preview.png", preview(trainer))
+        write_csv(output / "log.csv", LOG_COLUMNS, [vars(row) for row in trainer.state.log])
+
+    def on_tick(trainer: Trainer) -> None:
+        nonlocal saved
+        if group.first and time.monotonic() - saved > 60 * config.checkpoint_minutes:
+            save_checkpoint(trainer, output / "checkpoint.pt")
+            saved = time.monotonic()
+
+    with stop, progress:
+        finished = trainer.run(
+            on_log=on_log, on_validation=on_validation, on_tick=on_tick, should_stop=lambda: stop.asked
+        )
+    if group.first:
+        save_checkpoint(trainer, output / "checkpoint.pt")
+        write_csv(output / "log.csv", LOG_COLUMNS, [vars(row) for row in trainer.state.log])
+    return finished
+
+
+def finish(trainer: Trainer, normals: ImageSet, heldout: ImageSet, data: Path, output: Path, quiet: bool) -> Path:
+    """Calibrate the recipe's preset on held-out normals and write the model file."""
+    from anodiff.anomaly import AnomalyDetector
+    from anodiff.engine.device import describe as describe_device
+    from anodiff.model import DiffusionModel
+    from anodiff.pipelines.calibrate import fit, store_calibration
+
+    config = trainer.config
+    model = DiffusionModel(
+        config,
+        trainer.averaged,
+        provenance={
+            **provenance(data, normals, heldout),
+            "images_seen": trainer.state.images_seen,
+            "training_seconds": round(trainer.state.seconds, 1),
+            "training_device": describe_device(trainer.device, trainer.precision),
+            "processes": trainer.processes.world,
+            "held_out_loss": trainer.state.log[-1].validation_loss if trainer.state.log else None,
+        },
+    )
+    path = output / "model.safetensors"
+    detector = AnomalyDetector(model, config.preset, device=trainer.device, precision=trainer.precision)
+    store_calibration(model, detector.name, fit(detector, heldout, normals, config.calibration, quiet=quiet))
+    for note in detector.notes:
+        say(f"note: {note}", quiet)
+    model.save(path)
+    say(f"wrote {path} ({model.parameters / 1e6:.1f} M weights, calibrated for {config.preset!r})", quiet)
+    return path
+
+
+def provenance(data: Path, normals: ImageSet, heldout: ImageSet) -> dict[str, Any]:
+    """What a model file says of its origin; no file names, which may hold patient names."""
+    import torch
+
+    import anodiff
+
+    return {
+        "anodiff": anodiff.__version__,
+        "torch": torch.__version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "data": data.resolve().name,
+        "training_images": len(normals),
+        "training_groups": len(set(normals.groups)),
+        "held_out_images": len(heldout),
+        "held_out_groups": len(set(heldout.groups)),
+    }
+
+
+def describe(trainer: Trainer, normals: ImageSet, heldout: ImageSet, data: Path, layout: str) -> str:
+    """Two lines on what is about to happen."""
+    weights = sum(p.numel() for p in trainer.network.parameters()) / 1e6
+    return (
+        f"{data}: layout {layout}; {len(normals)} normal images of {len(set(normals.groups))} groups to learn from, "
+        f"{len(heldout)} of {len(set(heldout.groups))} held out\n"
+        f"network of {weights:.1f} M weights on {trainer.device} in {trainer.precision}; "
+        f"{trainer.config.training.images} images, {trainer.images_per_update} an update"
+    )
+
+
+def write_start(config: AnodiffConfig, output: Path, parts: dict[str, ImageSet]) -> None:
+    """The resolved recipe and the split as files: what was trained on what."""
+    import yaml
+
+    from anodiff.engine.files import atomic_write, write_csv
+
+    atomic_write(output / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
+    rows = [
+        {"path": path, "group": group, "part": part}
+        for part, images in parts.items()
+        for path, group in zip(images.paths, images.groups, strict=True)
+    ]
+    write_csv(output / "split.csv", ("path", "group", "part"), rows)
+
+
+def refuse_to_overwrite(output: Path, checkpoint: Path, resume: bool) -> None:
+    """A run is continued or left alone, never silently replaced."""
+    if resume and not checkpoint.is_file():
+        raise TrainingError(f"{checkpoint}: expected a checkpoint to resume from, found none")
+    if not resume and checkpoint.exists():
+        raise TrainingError(
+            f"{output}: expected a new or empty folder, found the run of another training; "
+            "continue it with --resume or choose another --output"
+        )
+
+
+def preprocessor_of(config: AnodiffConfig) -> Any:
+    """The preprocessing of a recipe."""
+    from anodiff.data.preprocess import Preprocessor
+
+    return Preprocessor(config.preprocess)
+
+
+class StopRequest:
+    """Turns Ctrl-C and SIGTERM into a flag, so that the run ends at an update with a usable checkpoint."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        typer.echo("stopping at the next log line, with a checkpoint (again: stop at once)", err=True)

@@ -1,0 +1,82 @@
+"""Presets are what their papers say, adapted by a recipe, and a misspelt name or slot is put right."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from anodiff.anomaly.presets import PRESETS, preset, resolve
+from anodiff.anomaly.settings import DetectorSettings
+from anodiff.diffusion import make_schedule
+from anodiff.errors import ConfigError
+
+
+def test_the_promised_presets_exist_with_their_cost() -> None:
+    assert {name: settings.nfe for name, settings in PRESETS.items()} == {
+        "default": 16,
+        "anoddpm": 250,
+        "multilevel": 6,
+        "one-step": 2,
+        "pddpm": 4,
+    }
+
+
+def test_published_start_levels_are_those_of_the_linear_schedule() -> None:
+    schedule = make_schedule("vp-linear", 1000)
+    assert round(float(schedule.t_of(PRESETS["anoddpm"].levels[0]))) == 250
+    assert round(float(schedule.t_of(PRESETS["pddpm"].levels[0]))) == 500
+
+
+def test_slots_can_be_set_otherwise_and_are_checked_as_a_whole() -> None:
+    assert preset("default", smooth_px=1.5).smooth_px == 1.5
+    with pytest.raises(ConfigError, match="name a sampler"):
+        preset("one-step", steps=3)
+    with pytest.raises(ConfigError, match="topk.*found 2"):
+        preset("one-step", topk=2)
+
+
+def test_misspelt_names_are_put_right() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'anoddpm'"):
+        preset("anodpm")
+    with pytest.raises(ConfigError, match="unknown slot 'smooth_pixels'; did you mean 'smooth_px'"):
+        preset("default", smooth_pixels=2)
+
+
+def recipe(**values: object) -> SimpleNamespace:
+    diffusion = SimpleNamespace(noise="simplex", noise_scale="published")
+    return SimpleNamespace(**({"polarity": "brighter", "presets": {}, "diffusion": diffusion} | values))
+
+
+def test_a_recipe_declares_polarity_for_every_preset() -> None:
+    for name in PRESETS:
+        assert resolve(name, recipe())[1].polarity == "brighter"
+
+
+def test_a_recipe_sets_slots_of_one_preset_only() -> None:
+    config = recipe(presets={"default": {"smooth_px": 9.0, "polarity": "darker"}})
+    assert resolve("default", config)[1].smooth_px == 9.0
+    assert resolve("default", config)[1].polarity == "darker"
+    assert resolve("one-step", config)[1].smooth_px == PRESETS["one-step"].smooth_px
+
+
+def test_noise_follows_the_training() -> None:
+    _, settings = resolve("default", recipe())
+    assert (settings.noise, settings.noise_scale) == ("simplex", "published")
+    _, settings = resolve("anoddpm", recipe())
+    assert (settings.noise, settings.noise_scale) == ("simplex", "published")
+    gaussian = SimpleNamespace(noise="gaussian", noise_scale="published")
+    _, settings = resolve("anoddpm", recipe(diffusion=gaussian))
+    assert (settings.noise, settings.noise_scale) == ("simplex", "unit")
+    _, settings = resolve("default", None)
+    assert (settings.noise, settings.noise_scale) == ("gaussian", "unit")
+
+
+def test_settings_as_such_are_taken_as_they_are() -> None:
+    given = DetectorSettings(noise="pyramid", noise_scale="unit", polarity="darker")
+    assert resolve(given, recipe()) == ("custom", given)
+
+
+def test_a_residual_without_a_sign_cannot_serve_a_declared_polarity() -> None:
+    with pytest.raises(ConfigError, match="no sign"):
+        resolve("default", recipe(presets={"default": {"residual": "ssim"}}))

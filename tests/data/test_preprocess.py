@@ -1,0 +1,238 @@
+"""Geometry there and back, intensities, foreground and channels."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from anodiff.config import IntensityConfig, PreprocessConfig
+from anodiff.data.preprocess import Preprocessor, clean_foreground, otsu_threshold, resize
+from anodiff.data.readers import RawImage
+from anodiff.errors import InputError
+
+
+def raw_image(pixels: np.ndarray, low: float = 0, high: float = 255) -> RawImage:
+    pixels = np.asarray(pixels, dtype=np.float32)
+    return RawImage(pixels if pixels.ndim == 3 else pixels[:, :, None], low, high, "uint8", "scan.png")
+
+
+def preprocessor(**settings: Any) -> Preprocessor:
+    intensity = IntensityConfig(**settings.pop("intensity", {}))
+    return Preprocessor(PreprocessConfig(intensity=intensity, **settings))
+
+
+def texture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width)).astype(np.float32)
+
+
+def test_equal_size_is_bit_exact_both_ways() -> None:
+    pixels = texture(24, 40)
+    prepared = preprocessor(size=(24, 40))(raw_image(pixels))
+    expected = (pixels.astype(np.float64) / 255 * 2 - 1)[None]
+    np.testing.assert_allclose(prepared.image.numpy(), expected, atol=2e-7)
+    values = np.random.default_rng(1).standard_normal((24, 40)).astype(np.float32)
+    back = preprocessor(size=(24, 40)).back(torch.from_numpy(values), prepared.geometry)
+    assert back.tobytes() == values.tobytes()
+    assert prepared.foreground.all()
+    assert prepared.image.dtype == torch.float32
+    assert prepared.foreground.dtype == torch.bool
+
+
+def test_unit_range_reaches_both_ends() -> None:
+    pixels = np.zeros((16, 16))
+    pixels[3, 4] = 65535
+    image = preprocessor(size=(16, 16))(raw_image(pixels, 0, 65535)).image
+    assert image.min() == -1
+    assert image.max() == 1
+
+
+@pytest.mark.parametrize("mode", ["pad", "stretch"])
+@pytest.mark.parametrize("native", [(50, 90), (90, 50), (17, 31), (200, 200), (64, 64), (24, 200)])
+def test_a_linear_ramp_survives_the_way_there_and_back(mode: str, native: tuple[int, int]) -> None:
+    """Bilinear resampling with aligned pixel centres reproduces a plane, away from the borders where it is clamped."""
+    height, width = native
+    ramp = np.add.outer(np.linspace(0, 120, height), np.linspace(0, 130, width))
+    prepare = preprocessor(size=(64, 64), resize=mode)
+    prepared = prepare(raw_image(ramp))
+    back = (prepare.back(prepared.image[0], prepared.geometry) + 1) / 2 * 255
+    assert back.shape == native
+    # Up to the middle of the second model pixel the border has a say.
+    margin = [
+        2 + round(1.5 * max(1, side / size)) for side, size in zip(native, prepared.geometry.box[2:], strict=True)
+    ]
+    inner = tuple(slice(m, -m) for m in margin)
+    np.testing.assert_allclose(back[inner], ramp[inner], atol=1.0)
+
+
+@pytest.mark.parametrize("mode", ["pad", "stretch"])
+def test_a_spot_returns_to_its_place(mode: str) -> None:
+    prepare = preprocessor(size=(64, 64), resize=mode)
+    for native, place in (((100, 160), (31, 120)), ((40, 30), (10, 22)), ((64, 128), (5, 99))):
+        rows, columns = np.mgrid[: native[0], : native[1]]
+        spot = 255 * np.exp(-((rows - place[0]) ** 2 + (columns - place[1]) ** 2) / 18)
+        prepared = prepare(raw_image(spot))
+        back = prepare.back(prepared.image[0], prepared.geometry) + 1
+        weight = back.clip(0.2) - 0.2
+        centre = (rows * weight).sum() / weight.sum(), (columns * weight).sum() / weight.sum()
+        np.testing.assert_allclose(centre, place, atol=0.35)
+
+
+def test_padding_keeps_the_aspect_and_is_no_foreground() -> None:
+    prepare = preprocessor(size=(64, 64))
+    prepared = prepare(raw_image(texture(30, 60)))
+    assert prepared.geometry.box == (16, 0, 32, 64)
+    assert prepared.foreground.sum() == 32 * 64
+    assert not prepared.foreground[:16].any()
+    assert not prepared.foreground[48:].any()
+    # The border is repeated, so that padding makes no edge of its own.
+    assert torch.equal(prepared.image[:, 0], prepared.image[:, 16])
+    assert torch.equal(prepared.image[:, 63], prepared.image[:, 47])
+
+
+def test_back_takes_channels_and_refuses_another_grid() -> None:
+    prepare = preprocessor(size=(32, 32), channels=3)
+    prepared = prepare(raw_image(texture(20, 44)))
+    assert prepare.back(prepared.image, prepared.geometry).shape == (3, 20, 44)
+    with pytest.raises(ValueError, match="32, 32"):
+        prepare.back(torch.zeros(20, 44), prepared.geometry)
+
+
+def test_mask_forward_follows_the_image() -> None:
+    prepare = preprocessor(size=(32, 32))
+    mask = np.zeros((64, 64), dtype=bool)
+    mask[10:30, 20:50] = True
+    geometry = prepare.geometry((64, 64))
+    moved = prepare.mask_forward(mask, geometry)
+    assert moved.dtype == torch.bool
+    assert moved[5:15, 10:25].all()
+    assert moved.sum() == 10 * 15
+    with pytest.raises(InputError, match=r"64x64 .* found 64x60"):
+        prepare.mask_forward(mask[:60], geometry)
+
+
+def test_shrinking_averages_instead_of_picking() -> None:
+    """A one-pixel checkerboard is grey when halved; point sampling would leave it black or white."""
+    board = np.indices((64, 64)).sum(axis=0) % 2 * 255.0
+    small = resize(board.astype(np.float32), (32, 32))
+    np.testing.assert_allclose(small[2:-2, 2:-2], 127.5, atol=1)
+
+
+def test_percentiles_of_the_foreground_become_the_ends() -> None:
+    pixels = texture(40, 40)
+    pixels[:, :20] = 0
+    pixels[:, 20:] = pixels[:, 20:].clip(40)
+    prepared = preprocessor(
+        size=(40, 40),
+        foreground="threshold",
+        foreground_threshold=0.1,
+        intensity={"kind": "percentile", "low": 5, "high": 90},
+    )(raw_image(pixels))
+    low, high = np.percentile(pixels[:, 20:], [5, 90])
+    expected = ((pixels - low) / (high - low) * 2 - 1).clip(-1, 1)
+    np.testing.assert_allclose(prepared.image[0].numpy(), expected, atol=1e-5)
+
+
+def test_zscore_standardises_the_foreground() -> None:
+    pixels = texture(40, 40)
+    prepared = preprocessor(size=(40, 40), intensity={"kind": "zscore"})(raw_image(pixels))
+    assert abs(float(prepared.image.mean())) < 1e-5
+    assert abs(float(prepared.image.std(correction=0)) - 1) < 1e-5
+    clipped = preprocessor(size=(40, 40), intensity={"kind": "zscore", "clip": 1.0})(raw_image(pixels))
+    assert clipped.image.abs().max() == 1
+
+
+def test_intensities_do_not_depend_on_gain_where_they_should_not() -> None:
+    pixels = texture(40, 40)
+    for kind in ("percentile", "zscore"):
+        prepare = preprocessor(size=(32, 32), intensity={"kind": kind})
+        one, other = prepare(raw_image(pixels)), prepare(raw_image(pixels * 0.25 + 30))
+        np.testing.assert_allclose(one.image.numpy(), other.image.numpy(), atol=1e-4)
+
+
+def test_no_spread_in_the_foreground_is_an_input_error() -> None:
+    pixels = np.zeros((32, 32))
+    pixels[8:24, 8:24] = 200
+    for kind in ("percentile", "zscore"):
+        prepare = preprocessor(size=(32, 32), foreground="threshold", intensity={"kind": kind})
+        with pytest.raises(InputError, match=r"scan\.png: expected intensities that differ"):
+            prepare(raw_image(pixels))
+
+
+@pytest.mark.parametrize("kind", ["otsu", "threshold"])
+def test_foreground_fills_holes_and_drops_specks(kind: str) -> None:
+    rows, columns = np.mgrid[:64, :64]
+    disc = np.hypot(rows - 32, columns - 32) < 22
+    hole = np.hypot(rows - 30, columns - 34) < 6
+    pixels = np.where(disc & ~hole, 180.0, 3.0)
+    pixels[1, 1] = 180
+    prepared = preprocessor(size=(64, 64), foreground=kind)(raw_image(pixels))
+    np.testing.assert_array_equal(prepared.foreground.numpy(), disc)
+
+
+def test_two_large_parts_both_stay() -> None:
+    mask = np.zeros((40, 40), dtype=bool)
+    mask[2:18, 2:18] = mask[22:38, 22:38] = True
+    np.testing.assert_array_equal(clean_foreground(mask), mask)
+
+
+def test_empty_foreground_is_the_whole_image() -> None:
+    prepared = preprocessor(size=(32, 32), foreground="threshold", foreground_threshold=0.9)(
+        raw_image(texture(32, 32) / 4)
+    )
+    assert prepared.foreground.all()
+
+
+def test_otsu_equals_scikit_image() -> None:
+    filters = pytest.importorskip("skimage.filters")
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.normal(20, 5, 4000), rng.normal(120, 25, 3000)]).reshape(70, 100)
+    ours, theirs = otsu_threshold(values), filters.threshold_otsu(values)
+    # skimage names the centre of the last bin below, we its upper edge; the classes are the same.
+    assert abs(ours - theirs) <= np.ptp(values) / 256
+    assert ((values > ours) == (values > theirs)).mean() > 0.999
+
+
+def test_channels_that_fit_in_one_way_only() -> None:
+    grey = texture(16, 16)
+    colour = np.stack([texture(16, 16, seed) for seed in range(3)], axis=-1)
+    one, three = preprocessor(size=(16, 16)), preprocessor(size=(16, 16), channels=3)
+    as_rgb = one(raw_image(np.repeat(grey[:, :, None], 3, axis=2)))
+    assert torch.equal(as_rgb.image, one(raw_image(grey)).image)
+    repeated = three(raw_image(grey)).image
+    assert repeated.shape == (3, 16, 16)
+    assert torch.equal(repeated[0], repeated[2])
+    picked = preprocessor(size=(16, 16), channel=1)(raw_image(colour))
+    assert torch.equal(picked.image, one(raw_image(colour[:, :, 1])).image)
+
+
+@pytest.mark.parametrize(
+    ("found", "settings", "message"),
+    [
+        (3, {}, r"expected 1 channel\(s\), found 3 of different colours \(preprocess\.channel"),
+        (2, {}, r"expected 1 channel\(s\), found 2"),
+        (4, {"channels": 3}, r"expected 3 channel\(s\), found 4"),
+        (1, {"channels": 2}, r"expected 2 channel\(s\), found 1"),
+        (1, {"channel": 1}, r"expected a channel number 1 \(from 0\), found 1 channel"),
+    ],
+)
+def test_wrong_channel_count(found: int, settings: dict[str, int], message: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, found))
+    with pytest.raises(InputError, match=rf"scan\.png: {message}"):
+        preprocessor(size=(16, 16), **settings)(raw_image(pixels))
+
+
+def test_any_object_with_the_fields_will_do() -> None:
+    settings = SimpleNamespace(
+        channels=1,
+        channel=None,
+        size=(16, 16),
+        resize="stretch",
+        foreground="none",
+        foreground_threshold=0.05,
+        intensity=SimpleNamespace(kind="unit_range", low=0.5, high=99.5, clip=None),
+    )
+    assert Preprocessor(settings)(raw_image(texture(20, 30))).image.shape == (1, 16, 16)

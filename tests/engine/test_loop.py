@@ -1,0 +1,286 @@
+"""The loop: one bad input costs one row, a killed run goes on, a full disk ends cleanly."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anodiff.engine import loop
+from anodiff.engine.loop import run_job
+from anodiff.engine.store import Item, ResultStore
+from anodiff.errors import ConfigError, InputError, StorageError
+
+COLUMNS = ["id", "path", "score", "status", "error"]
+NAMES = [f"i{n:02d}" for n in range(25)]
+
+
+class Lengths:
+    """A job on text files: the score is the number of characters; faults are planted by the tests."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.batches: list[list[str]] = []
+        self.lock = threading.Lock()
+        self.reading = self.most_waiting = 0
+
+    def read(self, item: Item) -> str:
+        with self.lock:
+            self.reading += 1
+            self.most_waiting = max(self.most_waiting, self.reading)
+        text = Path(item.path).read_text()
+        if text.startswith("bad"):
+            raise InputError(f"{item.path}: expected good text,\nfound bad")
+        return text
+
+    def compute(self, batch: list[str]) -> Sequence[int]:
+        self.batches.append(list(batch))
+        with self.lock:
+            self.reading -= len(batch)
+        if any(text.startswith("poison") for text in batch):
+            raise ValueError("poisoned batch")
+        return [len(text) for text in batch]
+
+    def write(self, item: Item, computed: int) -> Mapping[str, Any]:
+        (self.out / f"{item.id}.out").write_text(str(computed))
+        return {"score": computed, "files": [f"{item.id}.out"]}
+
+
+@pytest.fixture
+def items(tmp_path: Path) -> list[Item]:
+    for n, name in enumerate(NAMES):
+        (tmp_path / name).write_text("x" * n)
+    return [Item(name, str(tmp_path / name)) for name in NAMES]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def run(out: Path, items: list[Item], job: Any = None, **options: Any) -> tuple[loop.Summary, list[Any], Any]:
+    with ResultStore.open(out, {"job": "lengths"}) as store:
+        job = job or Lengths(out)
+        summary = run_job(job, items, store, **options)
+        store.export_csv(out / "scores.csv", COLUMNS, items)
+        return summary, list(store.rows(items)), job
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 32])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_rows_are_right_and_ordered(out: Path, items: list[Item], batch_size: int, workers: int) -> None:
+    summary, rows, job = run(out, items, batch_size=batch_size, workers=workers)
+    assert [(row["id"], row["score"], row["status"]) for row in rows] == [(n, i, "ok") for i, n in enumerate(NAMES)]
+    assert [text for batch in job.batches for text in batch] == ["x" * n for n in range(25)]
+    assert all(len(batch) == batch_size for batch in job.batches[:-1])
+    assert (summary.ok, summary.failed, summary.exit_code, summary.interrupted) == (25, 0, 0, False)
+
+
+def test_each_kind_of_fault_costs_its_own_row_and_no_other(out: Path, items: list[Item], tmp_path: Path) -> None:
+    (tmp_path / "i03").write_text("bad")
+    (tmp_path / "i05").write_text("poison")
+    (tmp_path / "i08").unlink()
+
+    class Faulty(Lengths):
+        def write(self, item: Item, computed: int) -> Mapping[str, Any]:
+            if item.id == "i11":
+                raise ZeroDivisionError
+            return super().write(item, computed)
+
+    summary, rows, _ = run(out, items, Faulty(out), batch_size=4)
+    failed = {row["id"]: row["error"] for row in rows if row["status"] == "failed"}
+    assert failed.keys() == {"i03", "i05", "i08", "i11"}
+    assert failed["i03"] == f"{tmp_path / 'i03'}: expected good text, found bad"
+    assert failed["i05"] == "ValueError: poisoned batch"
+    assert "No such file" in failed["i08"]
+    assert failed["i11"] == "ZeroDivisionError"
+    assert (summary.ok, summary.failed, summary.exit_code) == (21, 4, 1)
+
+
+def test_a_second_run_does_only_what_is_not_done(out: Path, items: list[Item], tmp_path: Path) -> None:
+    (tmp_path / "i03").write_text("bad")
+    run(out, items)
+    (tmp_path / "i03").write_text("mended")
+    summary, rows, job = run(out, items)
+    assert job.batches == [["mended"]]
+    assert rows[3]["score"] == 6
+    assert (summary.ok, summary.failed, summary.resumed) == (25, 0, 24)
+
+
+def test_the_queues_are_bounded(out: Path, items: list[Item]) -> None:
+    class Slow(Lengths):
+        def compute(self, batch: list[str]) -> Sequence[int]:
+            time.sleep(0.02)
+            return super().compute(batch)
+
+    _, _, job = run(out, items, Slow(out), batch_size=2, workers=2)
+    assert job.most_waiting <= 2 + (2 * 2 + 2) + 2
+
+
+def test_a_full_disk_ends_the_run_with_what_was_done_safe(out: Path, items: list[Item]) -> None:
+    class Full(Lengths):
+        def write(self, item: Item, computed: int) -> Mapping[str, Any]:
+            if item.id >= "i10":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(item, computed)
+
+    with pytest.raises(StorageError, match="no space left"):
+        run(out, items, Full(out), batch_size=2, workers=1)
+    summary, rows, job = run(out, items)
+    assert summary.resumed == 10
+    assert [text for batch in job.batches for text in batch] == ["x" * n for n in range(10, 25)]
+    assert len(rows) == 25
+
+
+def test_an_error_about_the_run_is_not_blamed_on_the_inputs(out: Path, items: list[Item]) -> None:
+    class Wrong(Lengths):
+        def compute(self, batch: list[str]) -> Sequence[int]:
+            raise ConfigError("no such residual")
+
+    with pytest.raises(ConfigError, match="no such residual"):
+        run(out, items, Wrong(out))
+    with ResultStore.open(out, {"job": "lengths"}) as store:
+        assert store.counts() == {}
+
+
+def test_speed_and_busy_share_are_measured(out: Path, items: list[Item]) -> None:
+    class Half(Lengths):
+        def read(self, item: Item) -> str:
+            time.sleep(0.02)
+            return super().read(item)
+
+        def compute(self, batch: list[str]) -> Sequence[int]:
+            time.sleep(0.02)
+            return super().compute(batch)
+
+    summary, _, _ = run(out, items[:10], Half(out), batch_size=10, workers=1)
+    assert summary.seconds == pytest.approx(0.22, rel=0.5)
+    assert summary.images_per_second == pytest.approx(10 / summary.seconds)
+    assert 0.02 < summary.device_busy_share < 0.4
+    assert "device busy" in summary.sentence()
+
+
+def test_one_interrupt_finishes_the_batch_and_the_next_run_goes_on(out: Path, items: list[Item]) -> None:
+    class Interrupted(Lengths):
+        def compute(self, batch: list[str]) -> Sequence[int]:
+            if len(self.batches) == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().compute(batch)
+
+    before = signal.getsignal(signal.SIGINT)
+    summary, rows, _ = run(out, items, Interrupted(out), batch_size=4)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert summary.interrupted
+    assert summary.exit_code == 130
+    assert len(rows) == 12
+    summary, rows, _ = run(out, items)
+    assert (summary.ok, summary.resumed, summary.exit_code) == (25, 12, 0)
+
+
+def test_a_second_interrupt_stops_at_once_and_loses_nothing_written(out: Path, items: list[Item]) -> None:
+    class Twice(Lengths):
+        def compute(self, batch: list[str]) -> Sequence[int]:
+            if len(self.batches) == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(10)
+            return super().compute(batch)
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run(out, items, Twice(out), batch_size=4)
+    assert time.monotonic() - began < 5
+    summary, _, _ = run(out, items)
+    assert summary.resumed == 8
+
+
+def test_out_of_memory_says_what_to_try() -> None:
+    class OutOfMemoryError(RuntimeError):
+        pass
+
+    assert "network_batch" in loop.sentence_of(OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\n..."))
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_loop import COLUMNS, Lengths, run
+from anodiff.engine.store import Item
+
+class Logged(Lengths):
+    def read(self, item):
+        with open({log!r}, "a") as log:
+            log.write(item.id + "\\n")
+        return super().read(item)
+    def compute(self, batch):
+        time.sleep(0.02)
+        return super().compute(batch)
+    def write(self, item, computed):
+        from anodiff.engine.files import atomic_write
+        time.sleep(0.002)
+        atomic_write(self.out / (item.id + ".out"), str(computed) * 10000)
+        return {{"score": computed / 7, "files": [item.id + ".out"]}}
+
+out = Path(sys.argv[1])
+items = [Item(p.name, str(p)) for p in sorted(Path({inputs!r}).iterdir())]
+run(out, items, Logged(out), batch_size=2)
+"""
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_table(tmp_path: Path) -> None:
+    inputs, log = tmp_path / "in", tmp_path / "log"
+    inputs.mkdir()
+    for n in range(40):
+        (inputs / f"f{n:02d}").write_text("bad" if n % 9 == 4 else "x" * n)
+    code = KILLED.format(tests=str(Path(__file__).parent), log=str(log), inputs=str(inputs))
+
+    def start(out: Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", code, str(out)])
+
+    assert start(tmp_path / "calm").wait() == 0
+    moment, out, kills = random.Random(7), tmp_path / "killed", 0
+    while True:
+        log.write_text("")
+        finished = recorded(out)
+        process = start(out)
+        wait_for(log, process)
+        time.sleep(moment.uniform(0, 0.15))
+        if kills == 5 or process.poll() is not None:
+            assert process.wait() == 0
+            break
+        process.kill()
+        process.wait()
+        kills += 1
+        assert not finished & set(log.read_text().split()), "something finished was done twice"
+    assert kills >= 2
+    assert len(finished) > 0
+    calm, killed = ((tmp_path / name / "scores.csv").read_bytes() for name in ("calm", "killed"))
+    assert calm == killed
+    for path in (tmp_path / "calm").glob("*.out"):
+        assert path.read_bytes() == (out / path.name).read_bytes()
+    assert not list(out.rglob("*.anodiff-part"))
+
+
+def recorded(out: Path) -> set[str]:
+    """Ids that a killed run left as finished."""
+    if not (out / ".anodiff" / "results.sqlite").exists():
+        return set()
+    with ResultStore.open(out, {"job": "lengths"}) as store:
+        return {id_ for id_, status in store._select("SELECT id, status FROM results") if status == "ok"}
+
+
+def wait_for(log: Path, process: subprocess.Popen[bytes]) -> None:
+    """Until the run has begun to read."""
+    while process.poll() is None and not log.read_text():
+        time.sleep(0.005)

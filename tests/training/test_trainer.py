@@ -1,0 +1,225 @@
+"""Training by law: resuming, processes and accumulation change nothing; EMA and augmentation do what they say."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from anodiff.config import AugmentConfig, parse_config
+from anodiff.errors import TrainingError
+from anodiff.training import Trainer, load_checkpoint, save_checkpoint
+from anodiff.training.augment import NUMBERS, augment
+from anodiff.training.ema import EMA
+from anodiff.training.trainer import LogRow
+
+
+def images(n: int = 24, size: int = 16) -> torch.Tensor:
+    """Smooth blobs of varying place: something a network can learn."""
+    generator = torch.Generator().manual_seed(5)
+    centre = torch.rand(n, 2, 1, 1, generator=generator) * size
+    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    distance = (y - centre[:, 0]) ** 2 + (x - centre[:, 1]) ** 2
+    return (2 * torch.exp(-distance / 20) - 1)[:, None].float()
+
+
+def trainer(recipe: dict[str, Any], **training: Any) -> Trainer:
+    recipe = {**recipe, "training": {**recipe["training"], **training}}
+    return Trainer(parse_config(recipe), images(), images(8), device=torch.device("cpu"), precision="fp32")
+
+
+def weights(trained: Trainer) -> torch.Tensor:
+    return torch.cat([p.detach().reshape(-1) for p in trained.averaged.network.parameters()])
+
+
+def run(trained: Trainer, stop_at: int | None = None) -> list[LogRow]:
+    rows: list[LogRow] = []
+    trained.run(
+        on_log=rows.append,
+        on_validation=lambda _: None,
+        on_tick=lambda _: None,
+        should_stop=lambda: stop_at is not None and trained.state.images_seen >= stop_at,
+    )
+    return rows
+
+
+def test_loss_falls_and_validation_agrees(tiny_recipe: dict[str, Any]) -> None:
+    trained = trainer(tiny_recipe, images=1600, lr=3e-3)
+    before = trained.validate()
+    rows = run(trained)
+    assert rows[-1].loss < 0.5 * rows[0].loss
+    assert trained.validate() < 0.5 * before
+
+
+def test_resumed_run_repeats_an_uninterrupted_one(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    whole = trainer(tiny_recipe, images=240)
+    rows = run(whole)
+    first = trainer(tiny_recipe, images=240)
+    run(first, stop_at=80)
+    assert first.state.images_seen == 80
+    save_checkpoint(first, tmp_path / "checkpoint.pt")
+    second = trainer(tiny_recipe, images=240)
+    load_checkpoint(second, tmp_path / "checkpoint.pt")
+    run(second)
+    assert [row.loss for row in second.state.log] == [row.loss for row in rows]
+    assert torch.equal(weights(whole), weights(second))
+
+
+def test_accumulating_equals_one_large_batch(tiny_recipe: dict[str, Any]) -> None:
+    large, parts = trainer(tiny_recipe, batch_size=8), trainer(tiny_recipe, batch_size=4, accumulate=2)
+    losses = [(float(large.step()), float(parts.step())) for _ in range(4)]
+    for a, b in losses:
+        assert a == pytest.approx(b, rel=1e-4)
+
+
+def test_another_recipe_is_not_continued(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    save_checkpoint(trainer(tiny_recipe), tmp_path / "checkpoint.pt")
+    with pytest.raises(TrainingError, match=r"training\.lr: 0\.001 -> 0\.002"):
+        load_checkpoint(trainer(tiny_recipe, lr=2e-3), tmp_path / "checkpoint.pt")
+
+
+def test_damaged_checkpoint_is_named(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(trainer(tiny_recipe), path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt: expected a training checkpoint"):
+        load_checkpoint(trainer(tiny_recipe), path)
+
+
+def test_non_finite_loss_stops_with_advice(tiny_recipe: dict[str, Any]) -> None:
+    broken = trainer(tiny_recipe, images=1600)
+    broken.images = broken.images.clone()
+    broken.images[3, 0, 2, 2] = float("nan")
+    with pytest.raises(TrainingError, match=r"expected a finite loss, found nan; try --set training\.lr="):
+        run(broken)
+
+
+def test_learning_rate_warms_up_then_falls(tiny_recipe: dict[str, Any]) -> None:
+    trained = trainer(tiny_recipe, images=1000, warmup_images=100, lr=1.0)
+    rates = [trained.learning_rate(seen) for seen in range(0, 1001, 8)]
+    top = int(np.argmax(rates))
+    assert 88 <= top * 8 <= 104
+    assert all(a < b for a, b in pairwise(rates[: top + 1]))
+    assert all(a > b for a, b in pairwise(rates[top:]))
+    assert rates[-1] == pytest.approx(0.01)
+
+
+def test_every_epoch_shows_every_image_once(tiny_recipe: dict[str, Any]) -> None:
+    trained = trainer(tiny_recipe)
+    trained.images = torch.arange(24).float().view(24, 1, 1, 1)
+    shown = torch.cat([trained._pick(torch.arange(start, start + 8)) for start in range(0, 48, 8)]).flatten()
+    assert sorted(shown[:24].tolist()) == list(range(24))
+    assert sorted(shown[24:].tolist()) == list(range(24))
+    assert not torch.equal(shown[:24], shown[24:])
+
+
+def test_ema_is_the_average_it_says(tiny_recipe: dict[str, Any]) -> None:
+    source, target = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    ema = EMA(source, target, halflife=100.0, rampup=0.0)
+    start = target.weight.clone()
+    with torch.no_grad():
+        source.weight.add_(1.0)
+    ema.update(batch=100, images_seen=100)
+    torch.testing.assert_close(target.weight, (start + source.weight) / 2)
+    assert EMA(source, target, 100.0, 0.1).decay(10, 50) == pytest.approx(0.5**2)
+
+
+def test_flip_mirrors_exactly_and_about_half_the_time() -> None:
+    x, u = images(200), torch.rand(200, NUMBERS, generator=torch.Generator().manual_seed(0))
+    y = augment(x, AugmentConfig(flip_lr=True), u)
+    mirrored = (y == x.flip(-1)).all(dim=(1, 2, 3)) & (y != x).any(dim=3).any(dim=2).any(dim=1)
+    untouched = (y == x).all(dim=(1, 2, 3))
+    assert bool((mirrored | untouched).all())
+    assert 70 < int(mirrored.sum()) < 130
+
+
+def test_rotation_is_a_rotation_and_gain_keeps_background() -> None:
+    x = torch.full((1, 1, 33, 33), -1.0)
+    x[0, 0, 16, 26] = 1.0  # ten to the right of the centre
+    u = torch.full((1, NUMBERS), 0.5)
+    u[0, 0] = 1.0  # the largest angle
+    turned = augment(x, AugmentConfig(rotate_deg=90), u)
+    where = divmod(int(turned.argmax()), 33)
+    assert where in ((26, 16), (6, 16))
+    u[0, 6] = 1.0
+    brighter = augment(x, AugmentConfig(gain=0.25), u)
+    assert brighter[0, 0, 0, 0] == -1
+    assert brighter[0, 0, 16, 26] == pytest.approx(1.5)
+
+
+def test_two_processes_equal_one_with_twice_the_batch(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import sys, torch
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        torch.set_num_threads(1)
+        from test_trainer import images, weights
+        from anodiff.config import parse_config
+        from anodiff.training import Trainer
+        from anodiff.training.processes import processes
+        recipe = {tiny_recipe!r}
+        recipe["training"]["batch_size"] = int(sys.argv[1])
+        with processes(use_cuda=False) as group:
+            trained = Trainer(parse_config(recipe), images(), images(8), device=torch.device("cpu"),
+                              precision="fp32", processes=group)
+            losses = [float(trained.step()) for _ in range(5)]
+            if group.first:
+                torch.save({{"losses": losses, "weights": weights(trained)}}, sys.argv[2])
+        """)
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def start(world: int, batch: int, out: str) -> dict[str, Any]:
+        environments = [
+            {
+                **os.environ,
+                "WORLD_SIZE": str(world),
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+            for rank in range(world)
+        ]
+        command = [sys.executable, str(script), str(batch), str(tmp_path / out)]
+        running = [subprocess.Popen(command, env=e, stderr=subprocess.PIPE, text=True) for e in environments]
+        for process in running:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+        return torch.load(tmp_path / out, weights_only=True)  # type: ignore[no-any-return]
+
+    two, one = start(2, 4, "two.pt"), start(1, 8, "one.pt")
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    distance = (two["weights"] - one["weights"]).norm() / one["weights"].norm()
+    assert distance < 1e-4
+
+
+def test_ctrl_c_leaves_a_checkpoint_that_resumes(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    from anodiff.pipelines.train import StopRequest
+
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        trained = trainer(tiny_recipe, images=800)
+        run_rows: list[LogRow] = []
+        finished = trained.run(
+            on_log=run_rows.append, on_validation=lambda _: None, on_tick=lambda _: None, should_stop=lambda: stop.asked
+        )
+    assert not finished
+    assert trained.state.images_seen == 80
+    save_checkpoint(trained, tmp_path / "checkpoint.pt")
+    again = trainer(tiny_recipe, images=800)
+    load_checkpoint(again, tmp_path / "checkpoint.pt")
+    assert again.state.images_seen == 80
