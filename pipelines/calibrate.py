@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from anodiff.errors import StorageError
+from anodiff.errors import DataError
 from anodiff.pipelines.common import (
     Device,
     Layout,
@@ -17,6 +17,8 @@ from anodiff.pipelines.common import (
     Preset,
     Seed,
     Set,
+    drawn,
+    new_file,
     open_model,
     say,
 )
@@ -79,19 +81,21 @@ def run(
     from anodiff.data.layouts import load_table
     from anodiff.training.images import load_images
 
-    if output.exists():
-        raise StorageError(
-            f"{output}: expected a new file, found one that is there already (no model is changed in place)"
-        )
+    new_file(output)
     model = open_model(model_path, overrides, OPEN_KEYS)
     detector = AnomalyDetector(model, preset or model.config.preset, device=device, precision=precision, seed=seed)
+    config, limits = model.config, model.config.calibration
+
+    def read(part: SampleTable, count: int) -> ImageSet:
+        chosen = drawn(part, count, seed)
+        return load_images(chosen, model.preprocessor, config.preprocess.max_pixels, config.engine.workers, quiet)
+
     fitting, threshold = normal_parts(load_table(normals, layout))
-    reading = (model.preprocessor, model.config.preprocess.max_pixels, model.config.engine.workers, quiet)
     calibration = fit(
         detector,
-        load_images(threshold, *reading),
-        None if fitting is None else load_images(fitting, *reading),
-        model.config.calibration,
+        read(threshold, limits.threshold_images),
+        None if fitting is None else read(fitting, limits.standardise_images),
+        limits,
         quiet=quiet,
     )
     store_calibration(model, detector.name, calibration)
@@ -110,6 +114,9 @@ def normal_parts(samples: SampleTable) -> tuple[SampleTable | None, SampleTable]
     if {"train", "val"} <= splits:
         return select(samples, "train", normal_only=True), select(samples, "val", normal_only=True)
     only = next((split for split in ("val", "train", "") if split in splits), None)
+    if only is None:
+        found = ", ".join(sorted(splits))
+        raise DataError(f"{samples.root}: expected normal images of split train or val, or of none, found {found}")
     return None, select(samples, only, normal_only=True)
 
 

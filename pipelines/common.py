@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from anodiff.errors import ConfigError
+from anodiff.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
+    from anodiff.data.table import SampleTable
     from anodiff.model import DiffusionModel
 
 Model = Annotated[Path, typer.Argument(help="Model file (.safetensors).")]
@@ -37,15 +38,30 @@ def open_model(path: Path, overrides: list[str] | None, allowed: tuple[str, ...]
 
     model = load(path)
     if overrides:
+        values = apply_overrides(model.config.model_dump(mode="json"), overrides)
         for override in overrides:
             key = override.partition("=")[0].strip()
             if not any(key == name or key.startswith(f"{name}.") for name in allowed):
                 raise ConfigError(
                     f"--set {override}: expected a key of {', '.join(allowed)}; the others are fixed by training"
                 )
-        values = apply_overrides(model.config.model_dump(mode="json"), overrides)
         model.config = parse_config(values, "--set")
     return model
+
+
+def new_file(path: Path) -> Path:
+    """The path of a file to be made, its folder there, before any work is done for it.
+
+    Raises:
+        StorageError: something is there already (no command changes a model file in place), or the folder cannot be
+            made.
+    """
+    from anodiff.engine.files import make_folder
+
+    if path.exists():
+        raise StorageError(f"{path}: expected a new file, found one that is there already")
+    make_folder(path.parent)
+    return path
 
 
 def file_digest(path: Path) -> str:
@@ -54,6 +70,17 @@ def file_digest(path: Path) -> str:
 
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def drawn(samples: SampleTable, count: int | None, seed: int) -> SampleTable:
+    """`count` rows drawn at random without replacement by `seed`, in their order; all where None."""
+    import dataclasses
+
+    if count is None or count >= len(samples):
+        return samples
+    return dataclasses.replace(
+        samples, table=samples.table.sample(n=count, random_state=seed).sort_index().reset_index(drop=True)
+    )
 
 
 def say(text: str, quiet: bool = False) -> None:

@@ -19,6 +19,7 @@ from anodiff.pipelines.common import (
     Preset,
     Seed,
     Set,
+    drawn,
     open_model,
     say,
     table_text,
@@ -136,19 +137,16 @@ def run(
         pools = pooled(job, items, rows)
         metrics = measured(job, pools, rows)
         write_json(output / "metrics.json", metrics)
-        notes = []
+        typer.echo(table_text(["metric", "value", "95 % low", "high"], metric_rows(metrics)))
         if baselines:
             from anodiff.pipelines.baselines import compare
 
             compared = compare(job, model, samples, items, rows, pools, metrics, quiet=quiet)
             write_json(output / "baselines.json", compared.as_json())
-            typer.echo(compared.text())
-            notes.append(f"Baselines on the same images: {output / 'baselines.json'}")
-        else:
-            typer.echo(table_text(["metric", "value", "95 % low", "high"], metric_rows(metrics)))
+            typer.echo("\n" + compared.text())
         write_score_report(
             output / "report.html", model, job, summary, rows, items,
-            title=f"{model.config.name} on {data.name}", metrics=metrics, curves=curves_of(pools), notes=notes,
+            title=f"{model.config.name} on {data.name}", metrics=metrics, curves=curves_of(pools),
         )  # fmt: skip
     say(f"{summary.sentence()}; {job.nfe} denoiser calls an image", quiet)
     say(f"wrote {output / 'metrics.json'} and {output / 'report.html'}", quiet)
@@ -162,17 +160,6 @@ def chosen_split(samples: SampleTable, split: str | None) -> SampleTable:
     if split is None and "test" not in set(samples.table["split"]):
         return select(samples, "")
     return select(samples, split or "test")
-
-
-def drawn(samples: SampleTable, count: int | None, seed: int) -> SampleTable:
-    """`count` rows drawn at random without replacement by `seed`, in their order; all where None."""
-    import dataclasses
-
-    if count is None or count >= len(samples):
-        return samples
-    return dataclasses.replace(
-        samples, table=samples.table.sample(n=count, random_state=seed).sort_index().reset_index(drop=True)
-    )
 
 
 def refuse_unlabelled(items: Sequence[Item], data: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anodiff.errors import ConfigError, ModelFileError
-from anodiff.pipelines.common import ModelOutput, Set, say
+from anodiff.pipelines.common import ModelOutput, Set, new_file, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +45,7 @@ def main(
     from anodiff.config import load_config
     from anodiff.model import DiffusionModel, build_denoiser
 
+    new_file(output)
     recipe = load_config(config, set_ or [])
     if recipe.network.kind == "unet":
         raise ConfigError(f"{config}: expected network.kind monai or diffusers for foreign weights, found 'unet'")

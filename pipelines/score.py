@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from anodiff.errors import DataError
 from anodiff.pipelines.common import (
     BatchSize,
     Device,
@@ -99,7 +100,7 @@ def run(
     from anodiff.pipelines.scoring import Outputs, ScoreJob, items_of_paths, run_settings, score_items
 
     model = open_model(model_path, overrides, OPEN_KEYS)
-    items = items_of_paths(expand_inputs(inputs))
+    items = items_of_paths(outside(expand_inputs(inputs), output))
     detector = AnomalyDetector(model, preset or model.config.preset, device=device, precision=precision, seed=seed)
     outputs = Outputs(output, map_format, maps, heatmaps)
     job = ScoreJob(model, detector, outputs)
@@ -114,3 +115,12 @@ def run(
     say(f"{summary.sentence()}; {job.nfe} denoiser calls an image", quiet)
     say(f"wrote {output / 'scores.csv'}" + ("" if summary.interrupted else f" and {output / 'report.html'}"), quiet)
     return summary
+
+
+def outside(paths: Sequence[str], output: Path) -> list[str]:
+    """The paths that do not lie in the output folder: what an earlier run wrote there is no input of this one."""
+    place = output.resolve()
+    kept = [path for path in paths if not Path(path).resolve().is_relative_to(place)]
+    if not kept:
+        raise DataError(f"{output}: expected inputs outside the output folder, found all {len(paths)} inside it")
+    return kept

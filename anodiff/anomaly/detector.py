@@ -26,8 +26,9 @@ from anodiff.errors import ConfigError, DataError, InputError
 
 #: rows x voxels that are in flight at once: 64 MiB of float32, a few times over
 VOXELS_AT_ONCE = 1 << 24
-#: group-disjoint folds of the standardisation part, by which its granularity is chosen
-FOLDS = 4
+#: group-disjoint folds of the standardisation part, by which its granularity is chosen; fewer where sums get large
+MOST_FOLDS = 8
+VALUES_IN_FOLDS = 1 << 26
 #: normal pixels behind the pixel thresholds; beyond it an evenly spaced subset is used
 PIXELS_KEPT = 1 << 25
 #: noise level at which the encoder is told to look at a (clean) image for the residual "features"
@@ -256,11 +257,13 @@ class AnomalyDetector:
         return self
 
     def _fit_standardisation(self, part: _Part, progress: Progress | None) -> Standardisation:
-        folds = torch.tensor(assign_parts(part.groups, [1.0] * FOLDS, self.seed))
+        levels, size = len(self.settings.levels), part.images.shape[2:]
+        count = max(2, min(MOST_FOLDS, VALUES_IN_FOLDS // (levels * math.prod(size))))
+        folds = torch.tensor(assign_parts(part.groups, [1.0] * count, self.seed))
         labels = folds.unique().tolist()
         moments = {}
         for fold in labels:
-            moments[fold] = Moments.empty(len(self.settings.levels), part.images.shape[2:], self.denoiser.device)
+            moments[fold] = Moments.empty(levels, size, self.denoiser.device)
             chosen = folds == fold
             inside_part = None if part.foreground is None else part.foreground[chosen]
             for images, inside in self._chunks(part.images[chosen], inside_part):

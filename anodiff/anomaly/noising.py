@@ -1,10 +1,14 @@
 """Noising and reconstruction: from images to what a model of normal images makes of them, at each noise level.
 
 All noise is a function of an image's key, the level, the draw and the voxel, so nothing here depends on batch mates.
+The
+rows of an image stand together: where they fill the network's batch, as those of the default preset do, the network
+sees an image in the same places whatever its mates are.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import product
 
@@ -49,9 +53,8 @@ def reconstruct(
     """
     if settings.sampler == "one-step":
         return _one_step(denoiser, images, keys, settings)
-    return torch.stack(
-        [_chain(denoiser, images, keys, settings, level, schedule) for level in range(len(settings.levels))]
-    )
+    chains = [_chain(denoiser, images, keys, settings, level, schedule) for level in range(len(settings.levels))]
+    return torch.cat(chains)
 
 
 def tiling(settings: DetectorSettings, size: tuple[int, ...], device: torch.device) -> Tensor:
@@ -77,39 +80,33 @@ def sigma_grid(settings: DetectorSettings, level: float, schedule: NoiseSchedule
     return make(level, min(SIGMA_END, level / 4), settings.steps)
 
 
-def _signs(settings: DetectorSettings, like: Tensor) -> Tensor:
-    return like.new_tensor([1.0, -1.0] if settings.antithetic else [1.0])
-
-
 def _noise(settings: DetectorSettings, images: Tensor, keys: Tensor, levels: list[int], step: int) -> Tensor:
-    """Noise (len(levels), P, N, C, *S) of one step of all pairs."""
-    pairs, count = settings.pairs, len(images)
-    level = torch.tensor(levels, device=keys.device).repeat_interleave(pairs * count)
-    draw = (
-        torch.arange(pairs, device=keys.device).mul(CHAIN_DRAWS).add(step).repeat_interleave(count).repeat(len(levels))
-    )
+    """Signed noise (N, len(levels), P, G, C, *S) of one step: P pairs, G = 2 signs where antithetic."""
+    count, pairs = len(levels), settings.pairs
+    level = torch.tensor(levels, device=keys.device).repeat_interleave(pairs)
+    draw = torch.arange(pairs, device=keys.device).mul(CHAIN_DRAWS).add(step).repeat(count)
     noise = sample_noise(
         settings.noise,
-        keys.repeat(len(levels) * pairs),
+        keys.repeat_interleave(count * pairs),
         tuple(images.shape[1:]),
-        level=level,
-        draw=draw,
+        level=level.repeat(len(keys)),
+        draw=draw.repeat(len(keys)),
         scale=settings.noise_scale,
     )
-    return noise.reshape(len(levels), pairs, *images.shape)
+    noise = noise.reshape(len(keys), count, pairs, 1, *images.shape[1:])
+    return torch.cat([noise, -noise], dim=3) if settings.antithetic else noise
 
 
 def _one_step(denoiser: DenoiserFn, images: Tensor, keys: Tensor, settings: DetectorSettings) -> Tensor:
-    """All rows (levels x pairs x signs x boxes x images) through the denoiser in one go."""
+    """All rows (images x levels x pairs x signs x boxes) through the denoiser in one go."""
     sigmas = images.new_tensor(settings.levels)
     noise = _noise(settings, images, keys, list(range(len(sigmas))), step=0)
-    ones = (1,) * images.ndim
-    scaled = sigmas.reshape(-1, 1, *ones) * noise
-    noisy = images + _signs(settings, images).reshape(1, 1, -1, *ones) * scaled[:, :, None]
+    clean = _as_rows(images)
+    noisy = clean.squeeze(4) + sigmas.reshape(-1, *(1,) * (noise.ndim - 2)) * noise
     boxes = tiling(settings, tuple(images.shape[2:]), images.device)
-    rows = _within(boxes, noisy, images)
-    denoised = denoiser(rows.flatten(0, 4), sigmas.repeat_interleave(rows[0].numel() // images[0].numel()))
-    return _join(denoised.reshape(rows.shape), boxes)
+    rows = _within(boxes, noisy, clean)
+    levels = sigmas.repeat_interleave(math.prod(rows.shape[2:5])).repeat(len(images))
+    return _join(denoiser(rows.flatten(0, 4), levels).reshape(rows.shape), boxes)
 
 
 def _chain(
@@ -120,50 +117,44 @@ def _chain(
     level: int,
     schedule: NoiseSchedule | None,
 ) -> Tensor:
-    """The reverse process from one level down to 0; rows are pairs x signs x boxes x images. -> (N, C, *S)."""
+    """The reverse process from one level down to 0; rows are images x pairs x signs x boxes. -> (1, N, C, *S)."""
     grid = sigma_grid(settings, settings.levels[level], schedule)
     boxes = tiling(settings, tuple(images.shape[2:]), images.device)
-    signs = _signs(settings, images).reshape(1, 1, -1, *(1,) * images.ndim)
-
-    def draws(step: int) -> Tensor:
-        """(1, P, G, N, C, *S)"""
-        return signs * _noise(settings, images, keys, [level], step)[:, :, None]
-
-    start = _within(boxes, images + float(grid[0]) * draws(0), images)
+    clean = _as_rows(images)
+    noisy = clean.squeeze(4) + float(grid[0]) * _noise(settings, images, keys, [level], 0)
+    start = _within(boxes, noisy, clean)
 
     def source(step: int) -> Tensor:
-        noise = draws(step)[:, :, :, None]
-        return noise.expand(start.shape).flatten(0, 4)
+        return _noise(settings, images, keys, [level], step).unsqueeze(4).expand(start.shape).flatten(0, 4)
 
     def keep_outside(state: StepState) -> Tensor:
         """Outside its box a row stays the clean image all the way down."""
-        return torch.where(_broadcast(boxes, start), state.x.reshape(start.shape), images).flatten(0, 4)
+        return torch.where(boxes.unsqueeze(1), state.x.reshape(start.shape), clean).flatten(0, 4)
 
     options = {"variance": settings.variance} if settings.sampler == "ancestral" else {}
     callback = keep_outside if settings.where == "boxes" else None
     end = SAMPLERS[settings.sampler](denoiser, start.flatten(0, 4), grid, source, callback, **options)
-    return _join(end.reshape(start.shape), boxes)[0]
+    return _join(end.reshape(start.shape), boxes)
 
 
-def _within(boxes: Tensor, noisy: Tensor, images: Tensor) -> Tensor:
-    """Noisy inside each box, clean outside; noisy (L, P, G, N, C, *S) -> (L, P, G, B, N, C, *S)."""
-    if len(boxes) == 1:
-        return noisy[:, :, :, None]
-    return torch.where(_broadcast(boxes, noisy[:, :, :, None]), noisy[:, :, :, None], images)
+def _as_rows(images: Tensor) -> Tensor:
+    """(N, C, *S) -> (N, 1, 1, 1, 1, C, *S), to stand beside rows."""
+    return images.reshape(len(images), 1, 1, 1, 1, *images.shape[1:])
 
 
-def _broadcast(boxes: Tensor, rows: Tensor) -> Tensor:
-    """Boxes (B, *S) as (B, 1, 1, *S), to be set against rows (..., B, N, C, *S)."""
-    return boxes.reshape(len(boxes), 1, 1, *rows.shape[6:])
+def _within(boxes: Tensor, noisy: Tensor, clean: Tensor) -> Tensor:
+    """Noisy inside each box, clean outside; noisy (N, L, P, G, C, *S) -> (N, L, P, G, B, C, *S)."""
+    rows = noisy.unsqueeze(4)
+    return rows if len(boxes) == 1 else torch.where(boxes.unsqueeze(1), rows, clean)
 
 
 def _join(rows: Tensor, boxes: Tensor) -> Tensor:
-    """Stitch the boxes and average pairs and signs; (L, P, G, B, N, C, *S) -> (L, N, C, *S)."""
-    stitched = rows[:, :, :, 0]
+    """Stitch the boxes and average pairs and signs; (N, L, P, G, B, C, *S) -> (L, N, C, *S)."""
+    stitched = rows[:, :, :, :, 0]
     for k in range(1, len(boxes)):
-        stitched = torch.where(boxes[k], rows[:, :, :, k], stitched)
-    draws = list(stitched.flatten(1, 2).unbind(1))
+        stitched = torch.where(boxes[k], rows[:, :, :, :, k], stitched)
+    draws = list(stitched.flatten(2, 3).unbind(2))
     total = draws[0]
     for draw in draws[1:]:
         total = total + draw
-    return total / len(draws)
+    return (total / len(draws)).transpose(0, 1)

@@ -159,8 +159,10 @@ def fit_standardisation(
 ) -> Standardisation:
     """Choose the granularity on held-out folds and fit it on all of them.
 
-    ``folds``: moments of group-disjoint parts of the normals. With one choice there is nothing to choose; with a single
-    fold no choice can be tested, and the coarsest is taken.
+    ``folds``: moments of group-disjoint parts of the normals. Taken is the coarsest granularity that predicts
+    held-out folds
+    as well as the best one does, to within a standard error of their difference over folds: finer ones must earn it.
+    With one choice there is nothing to choose; with a single fold no choice can be tested, and the coarsest is taken.
     """
     choices = candidates(standardise, map_px)
     if not choices:
@@ -168,19 +170,30 @@ def fit_standardisation(
     scores: dict[str, float] = {}
     chosen = choices[-1]
     if len(choices) > 1 and len(folds) > 1:
-        values = [_cross_validated(folds, choice, scale_floor) for choice in choices]
-        scores = {str(choice): value for choice, value in zip(choices, values, strict=True)}
-        chosen = choices[max(range(len(choices)), key=values.__getitem__)]
+        table = [_cross_validated(folds, choice, scale_floor) for choice in choices]
+        scores = {str(choice): sum(values) / len(values) for choice, values in zip(choices, table, strict=True)}
+        chosen = choices[_coarsest_as_good(table)]
     location, scale = fit_granularity(Moments.sum_of(folds), chosen, scale_floor)
     return Standardisation(location.float().cpu(), scale.float().cpu(), chosen, scores)
 
 
-def _cross_validated(folds: Sequence[Moments], granularity: Granularity, scale_floor: float) -> float:
-    """Held-out log-likelihood, each fold predicted from the others, weighted by its pixels."""
-    total = weight = 0.0
+def _cross_validated(folds: Sequence[Moments], granularity: Granularity, scale_floor: float) -> list[float]:
+    """Held-out log-likelihood of each fold, predicted from the others."""
+    values = []
     for held_out, fold in enumerate(folds):
         others = Moments.sum_of(other for k, other in enumerate(folds) if k != held_out)
-        pixels = float(fold.count.sum())
-        total += pixels * log_likelihood(fold, *fit_granularity(others, granularity, scale_floor))
-        weight += pixels
-    return total / max(weight, 1.0)
+        values.append(log_likelihood(fold, *fit_granularity(others, granularity, scale_floor)))
+    return values
+
+
+def _coarsest_as_good(table: Sequence[Sequence[float]]) -> int:
+    """Last row whose mean lies within one standard error (of the paired difference) of the best row's."""
+    count = len(table[0])
+    best = max(table, key=sum)
+    for row in range(len(table) - 1, -1, -1):
+        gaps = [theirs - ours for theirs, ours in zip(best, table[row], strict=True)]
+        mean = sum(gaps) / count
+        variance = sum((gap - mean) ** 2 for gap in gaps) / (count - 1)
+        if mean <= math.sqrt(variance / count):
+            return row
+    raise AssertionError("the best row is as good as itself")

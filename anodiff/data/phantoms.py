@@ -21,11 +21,13 @@ from PIL import Image
 Lesion = Literal["bright", "dark", "texture", "mixed"]
 LESIONS: tuple[Lesion, ...] = ("bright", "dark", "texture")
 MIN_SIZE = 32
-NOISE = 0.022
+NOISE = 0.016
 #: radius of a lesion as a share of the image side: from 2.5 to 7 pixels at 64
 LESION_RADIUS = (0.04, 0.11)
 #: a place is taken when so much of the lesion's area falls on brain; else another is tried
 WHOLE_SHARE, PLACE_TRIES = 0.75, 6
+#: change of intensity, in units of grey minus white matter; grain of a texture lesion as a share of it
+LESION_STRENGTH, GRAIN = (0.75, 1.2), 0.4
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,13 @@ def make_phantom(seed: int, size: int = 64, lesion: Lesion | None = None) -> tup
         raise ValueError(f"unknown lesion {lesion!r}; expected one of {', '.join(LESIONS)}, mixed or None")
     rng = np.random.default_rng([seed, 0])
     frame = _frame(rng, size)
-    tissue, brain, contrast = _anatomy(rng, frame)
+    tissue, brain, contrast, top = _anatomy(rng, frame)
     field = _bias(rng, size)
     noise = rng.normal(0, NOISE, (2, size, size))
     mask = np.zeros((size, size), dtype=bool)
     if lesion is not None:
-        lesion_rng = np.random.default_rng([seed, 1])
-        kind = LESIONS[lesion_rng.integers(len(LESIONS))] if lesion == "mixed" else lesion
-        tissue, mask = _plant(lesion_rng, kind, tissue, brain, contrast)
+        kind = LESIONS[np.random.default_rng([seed, 2]).integers(len(LESIONS))] if lesion == "mixed" else lesion
+        tissue, mask = _plant(np.random.default_rng([seed, 1]), kind, tissue, brain, contrast, top)
     # Magnitude images carry Rician noise: the background is a noise floor, not zero.
     signal = np.hypot(tissue * field + noise[0], noise[1])
     return np.clip(np.rint(signal * 255), 0, 255).astype(np.uint8), mask
@@ -70,15 +71,15 @@ def _frame(rng: np.random.Generator, size: int) -> _Frame:
     half = (np.arange(size) + 0.5) * 2 / size - 1
     y, x = np.meshgrid(half, half, indexing="ij")
     shift_x, shift_y = rng.uniform(-0.06, 0.06, 2)
-    turn = np.deg2rad(rng.uniform(-15, 15))
-    scale = rng.uniform(0.90, 1.06)
+    turn = np.deg2rad(rng.uniform(-22, 22))
+    scale = rng.uniform(0.88, 1.06)
     width, length = 0.84 * scale * rng.uniform(0.94, 1.06), 0.93 * scale * rng.uniform(0.96, 1.04)
     x, y = x - shift_x, y - shift_y
     across = (np.cos(turn) * x + np.sin(turn) * y) / width
     along = (np.cos(turn) * y - np.sin(turn) * x) / length
     angle = np.arctan2(np.abs(across), -along)
     egg = 1 + rng.uniform(-0.03, 0.05) * np.cos(angle) + rng.uniform(-0.025, 0.025) * np.cos(2 * angle)
-    return _Frame(across, along, np.hypot(across, along) * egg, angle, soft=1.6 / (size * 0.85))
+    return _Frame(across, along, np.hypot(across, along) * egg, angle, soft=2.2 / (size * 0.85))
 
 
 def _inside(distance: np.ndarray, soft: float) -> np.ndarray:
@@ -86,18 +87,18 @@ def _inside(distance: np.ndarray, soft: float) -> np.ndarray:
     return np.clip(0.5 - distance / (2 * soft), 0, 1)
 
 
-def _anatomy(rng: np.random.Generator, frame: _Frame) -> tuple[np.ndarray, np.ndarray, float]:
-    """Noise-free intensities in about [0, 1], the share of grey or white matter, and the contrast between these."""
+def _anatomy(rng: np.random.Generator, frame: _Frame) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """Noise-free intensities in about [0, 1], the share of grey or white matter, grey minus white, and grey."""
     gain = rng.uniform(0.75, 1.2)
     white, contrast = 0.46 * gain, gain * rng.uniform(0.15, 0.22)
     grey, fluid = white + contrast, white * rng.uniform(0.25, 0.55)
     scalp, skull = gain * rng.uniform(0.55, 0.85), gain * rng.uniform(0.06, 0.16)
 
-    folds, phase = rng.integers(6, 10), rng.uniform(0, 2 * np.pi)
-    wave = np.cos(folds * frame.angle + phase + rng.uniform(0.5, 1.5) * np.sin(frame.angle))
+    folds, phase = rng.uniform(5.5, 10.0), rng.uniform(0, 2 * np.pi)
+    wave = np.cos(folds * frame.angle + phase + rng.uniform(-1.5, 1.5) * np.sin(frame.angle))
     rim = 0.86 - rng.uniform(0.05, 0.12) * np.clip(wave - 0.5, 0, None) / 0.5
     ribbon = rng.uniform(0.09, 0.12)
-    core = np.minimum(rim, 0.86) - ribbon - rng.uniform(0.12, 0.26) * np.clip(wave, 0, None) ** 2
+    core = np.minimum(rim, 0.86) - ribbon - rng.uniform(0.14, 0.30) * np.clip(0.3 + 0.7 * wave, 0, None) ** 1.5
 
     soft, radius = frame.soft, frame.radius
     image = np.full(radius.shape, 0.02)
@@ -116,7 +117,7 @@ def _anatomy(rng: np.random.Generator, frame: _Frame) -> tuple[np.ndarray, np.nd
     wet = _inside(ventricle * horn, soft)
     falx = _inside(across - 0.018, soft) * _inside(0.46 - np.abs(along), soft) * cortex
     image += (fluid - image) * np.maximum(wet, falx)
-    return image, cortex * (1 - wet) * (1 - falx), contrast
+    return image, cortex * (1 - wet) * (1 - falx), contrast, grey
 
 
 def _bias(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -128,42 +129,47 @@ def _bias(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _plant(
-    rng: np.random.Generator, kind: str, tissue: np.ndarray, brain: np.ndarray, contrast: float
+    rng: np.random.Generator, kind: str, tissue: np.ndarray, brain: np.ndarray, contrast: float, grey: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Replace a blob of brain: (intensities, mask)."""
-    size = len(tissue)
-    blob = _blob(rng, brain)
-    mask = blob > 0.5
-    strength = contrast * rng.uniform(0.8, 1.3)
+    """Replace a blob of brain: (intensities, mask). The mask is where the replacement shows."""
+    strength = contrast * rng.uniform(*LESION_STRENGTH)
     if kind == "texture":
-        grain = rng.normal(size=(size, size))
+        blob = _blob(rng, brain, brain)
+        mask = blob > 0.5
+        grain = rng.normal(size=tissue.shape)
         grain -= grain[mask].mean()
-        level = tissue[mask].mean() + grain * strength * 0.3 / grain[mask].std()
-    else:
-        sign = 1.0 if kind == "bright" else -1.0
-        level = tissue + sign * strength
-    return tissue + (level - tissue) * blob, mask
+        level = tissue[mask].mean() + grain * strength * GRAIN / grain[mask].std()
+        return tissue + (level - tissue) * blob, mask
+    # Within the range of healthy tissue: white matter may look grey, anything may look wet, nothing may outshine grey.
+    change = np.full_like(tissue, -strength)
+    if kind == "bright":
+        change = np.clip(grey + 0.15 * contrast - tissue, 0, strength)
+    shows = np.abs(change) > 0.6 * strength
+    blob = _blob(rng, brain, brain * shows)
+    return tissue + change * blob, (blob > 0.5) & shows
 
 
-def _blob(rng: np.random.Generator, brain: np.ndarray) -> np.ndarray:
-    """A soft, lobed ellipse (1 inside) in the brain and confined to it: the best placed of a few tries."""
+def _blob(rng: np.random.Generator, brain: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """A soft, lobed ellipse (1 inside), confined to ``brain`` and of a few tries the one most upon ``target``."""
     size = len(brain)
     radius = size * rng.uniform(*LESION_RADIUS)
     turn, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 1.6)
     lobes, phases = rng.uniform(0, 0.2, 2), rng.uniform(0, 2 * np.pi, 2)
-    blobs = []
-    for centre in rng.choice(np.flatnonzero(brain.ravel() > 0.9), PLACE_TRIES):
+    best, most = np.zeros_like(brain), -1
+    for centre in rng.choice(np.flatnonzero(target.ravel() > 0.9), PLACE_TRIES):
         row, column = divmod(int(centre), size)
         y, x = np.mgrid[:size, :size] - np.array([row, column])[:, None, None]
         u, v = np.cos(turn) * x + np.sin(turn) * y, np.cos(turn) * y - np.sin(turn) * x
         angle = np.arctan2(v, u)
         shape = 1 + lobes[0] * np.cos(2 * angle + phases[0]) + lobes[1] * np.cos(3 * angle + phases[1])
         distance = np.hypot(u / np.sqrt(stretch), v * np.sqrt(stretch)) - radius * shape
-        blob = np.clip(0.5 - distance / 2, 0, 1) * brain
-        blobs.append(blob)
-        if (blob > 0.5).sum() > WHOLE_SHARE * np.pi * radius**2:
+        blob = np.clip(0.5 - distance / 2, 0, 1)
+        area = int((blob * target > 0.5).sum())
+        if area > most:
+            best, most = blob * brain, area
+        if area > WHOLE_SHARE * np.pi * radius**2:
             break
-    return max(blobs, key=lambda blob: int((blob > 0.5).sum()))
+    return best
 
 
 def write_phantoms(

@@ -107,9 +107,7 @@ class _Rows:
         return philox(counter, (low.view(shape), high.view(shape)))
 
 
-def _gaussian(
-    rows: _Rows, channels: int, spatial: tuple[int, ...], start: tuple[int, ...], stream: int
-) -> Tensor:
+def _gaussian(rows: _Rows, channels: int, spatial: tuple[int, ...], start: tuple[int, ...], stream: int) -> Tensor:
     """Standard normals (N, C, *spatial); the counter holds x // 4, y, z and the channel, the four words are x % 4."""
     device = rows.keys.device
     depth, height, width = (1,) * (3 - len(spatial)) + spatial

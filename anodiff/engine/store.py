@@ -125,23 +125,25 @@ class ResultStore:
             StorageError: rows of inputs that are not among `items` are recorded (these would silently leave the
                 table).
         """
-        wanted = {item.path: item for item in items}
+        by_id = {item.id: item for item in items}
+        paths = {item.path for item in items}
         done: set[str] = set()
         forgotten: list[tuple[str]] = []
         for id_, stamp, status, row, files in self._select("SELECT id, stamp, status, row, files FROM results"):
             path, names = json.loads(row)["path"], json.loads(files)
-            item = wanted.get(path)
-            if item is None:
+            if path not in paths:
                 raise StorageError(
                     f"{str(self.folder)!r} holds a result for {path!r}, which is not among these inputs: "
                     "give the same inputs (more are welcome), another --output, or --overwrite to start anew"
                 )
+            item = by_id.get(id_)
+            renamed = item is None or item.path != path
             intact = all((self.folder / name).exists() for name in names)
-            if id_ == item.id and status != "failed" and stamp == item.stamp and intact:
+            if item is not None and not renamed and status != "failed" and stamp == item.stamp and intact:
                 done.add(id_)
                 continue
             forgotten.append((id_,))
-            if id_ != item.id:  # more inputs may move their common folder, and so rename earlier ones
+            if renamed:  # more inputs may move their common folder, and so rename earlier ones
                 _remove_files(self.folder, names)
         with self._lock, _sqlite_errors(self.folder), self._connection:
             self._connection.executemany("DELETE FROM results WHERE id = ?", forgotten)

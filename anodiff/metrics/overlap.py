@@ -22,8 +22,9 @@ def dice_at_threshold(labels: ArrayLike, scores: ArrayLike, threshold: float) ->
         threshold: fixed beforehand, on normals; a threshold chosen on these very labels belongs in `oracle_max_dice`.
     """
     positive, negative = split_by_label(labels, scores)
-    hits = int(np.count_nonzero(positive > threshold))
-    return dice(hits, hits + int(np.count_nonzero(negative > threshold)), positive.size)
+    exact = np.float64(threshold)
+    hits = int(np.count_nonzero(positive > exact))
+    return dice(hits, hits + int(np.count_nonzero(negative > exact)), positive.size)
 
 
 def max_dice(counts: RankCounts) -> tuple[float, float] | None:

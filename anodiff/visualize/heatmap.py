@@ -68,10 +68,12 @@ class HeatScale:
     def index(self, values: ArrayLike) -> Pixels:
         """Values of any shape -> uint8 positions 0..255 (a value is above the threshold exactly where the index is >=
         128)."""
-        at = np.asarray(values, dtype=np.float64)
-        below = np.floor(self.position(at) * 256.0).clip(0, 127)
-        above = np.ceil(self.position(at) * 255.0).clip(128, 255)
-        return np.where(at > self.centre, above, below).astype(np.uint8)
+        at = np.asarray(values)
+        below = np.floor((at - self.low) * (128.0 / (self.centre - self.low)))
+        above = np.ceil((at - self.centre) * (128.0 / (self.high - self.centre))) + 127.0
+        # fmax and fmin pass over NaN, which is drawn as normal.
+        warm = np.fmin(np.fmax(above, 128.0), 255.0)
+        return np.where(at > np.float64(self.centre), warm, np.fmin(np.fmax(below, 0.0), 127.0)).astype(np.uint8)
 
 
 def colour_table() -> Pixels:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from anodiff.visualize.heatmap import Pixels, as_rgb, colour_table, opacity_table
+from anodiff.visualize.heatmap import HeatScale, Pixels, as_rgb, colour_table, opacity_table
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -30,27 +30,32 @@ def image_uri(image: Pixels, max_px: int = 256) -> str:
     picture = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if grey and pixels.ndim == 3 else pixels))
     factor = shrink_factor(pixels.shape[:2], max_px)
     picture = picture.reduce(factor) if factor > 1 else picture
-    png = _encoded(picture, "PNG", optimize=True)
+    png = _encoded(picture, "PNG")
     jpeg = _encoded(picture, "JPEG", quality=90) if len(png) > LARGE_PNG else png
     return _uri(jpeg, "jpeg") if len(jpeg) < len(png) else _uri(png, "png")
 
 
-def map_uris(index: Pixels, max_px: int = 256) -> tuple[str, str]:
-    """Scale positions uint8 (H, W) -> data URIs of (the opaque map, the layer to lay over the image).
+def map_uris(values: ArrayLike, scale: HeatScale, max_px: int = 256) -> tuple[str, str]:
+    """Map (H, W) -> data URIs of (the opaque map, the layer to lay over the image).
 
     A map that is too large is shrunk by block *maxima*: a small hot spot never fades into its surroundings.
+
+    Args:
+        values: the float map, or uint8 positions that `HeatScale.index` gave.
+        scale: the run's scale.
     """
     from PIL import Image
 
-    positions = np.asarray(index)
-    if positions.dtype != np.uint8 or positions.ndim != 2:
-        raise ValueError(f"a map must be uint8 positions (H, W), found {positions.dtype} {positions.shape}")
-    picture = Image.fromarray(block_maxima(positions, shrink_factor(positions.shape, max_px)), mode=None).convert("L")
-    picture = Image.frombytes("P", picture.size, picture.tobytes())
+    pixels = np.asarray(values)
+    if pixels.ndim != 2:
+        raise ValueError(f"a map must be (H, W), found {pixels.shape}")
+    small = block_maxima(pixels, shrink_factor(pixels.shape, max_px))
+    index = small if small.dtype == np.uint8 else scale.index(small)
+    picture = Image.frombytes("P", index.shape[::-1], index.tobytes())
     picture.putpalette(colour_table().tobytes())
-    opaque = _encoded(picture, "PNG", optimize=True)
+    opaque = _encoded(picture, "PNG")
     alpha = np.round(opacity_table() * 255.0).astype(np.uint8).tobytes()
-    return _uri(opaque, "png"), _uri(_encoded(picture, "PNG", optimize=True, transparency=alpha), "png")
+    return _uri(opaque, "png"), _uri(_encoded(picture, "PNG", transparency=alpha), "png")
 
 
 def mask_uri(mask: ArrayLike, max_px: int = 256) -> str:
@@ -58,7 +63,7 @@ def mask_uri(mask: ArrayLike, max_px: int = 256) -> str:
     from PIL import Image
 
     inside = _shrunk_mask(mask, max_px)
-    return _uri(_encoded(Image.fromarray(inside), "PNG", optimize=True), "png")
+    return _uri(_encoded(Image.fromarray(inside), "PNG"), "png")
 
 
 def outline_path(mask: ArrayLike, max_px: int = 256) -> tuple[str, int, int]:
@@ -75,7 +80,7 @@ def scale_uri() -> str:
     """The colour scale from low to high, one pixel high."""
     from PIL import Image
 
-    return _uri(_encoded(Image.fromarray(colour_table()[None]), "PNG", optimize=True), "png")
+    return _uri(_encoded(Image.fromarray(colour_table()[None]), "PNG"), "png")
 
 
 def shrink_factor(shape: tuple[int, ...], max_px: int) -> int:
@@ -83,14 +88,14 @@ def shrink_factor(shape: tuple[int, ...], max_px: int) -> int:
     return max(1, -(-max(shape) // max_px))
 
 
-def block_maxima(values: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+def block_maxima(values: NDArray[Any], factor: int) -> NDArray[Any]:
     """Maxima of factor x factor blocks of (H, W); blocks at the far border may be smaller."""
     if factor == 1:
         return np.ascontiguousarray(values)
-    height, width = (-(-side // factor) * factor for side in values.shape)
-    padded = np.zeros((height, width), values.dtype)
-    padded[: values.shape[0], : values.shape[1]] = values
-    return padded.reshape(height // factor, factor, width // factor, factor).max((1, 3))
+    height, width = (-(-side // factor) for side in values.shape)
+    padding = ((0, height * factor - values.shape[0]), (0, width * factor - values.shape[1]))
+    padded = np.pad(values, padding, mode="edge")
+    return padded.reshape(height, factor, width, factor).max((1, 3))
 
 
 def _shrunk_mask(mask: ArrayLike, max_px: int) -> NDArray[np.bool_]:

@@ -229,9 +229,7 @@ def _encode(row: ReportRow, scale: HeatScale | None, picture_px: int) -> dict[st
         if name in images:
             out[name] = pictures.image_uri(images[name], picture_px)
     if "map" in images and scale is not None:
-        values = np.asarray(images["map"])
-        index = values if values.dtype == np.uint8 else scale.index(values)
-        out["map"], layer = pictures.map_uris(index, picture_px)
+        out["map"], layer = pictures.map_uris(images["map"], scale, picture_px)
         if "input" in out:
             out["overlay"] = layer
     if "mask" in images:

@@ -1,4 +1,5 @@
-"""Thresholds that keep their false-alarm rate, p-values that agree with them, and a calibration that survives its file."""
+"""Thresholds that keep their false-alarm rate, p-values that agree with them, and a calibration that survives its
+file."""
 
 from __future__ import annotations
 
@@ -54,7 +55,9 @@ def test_p_values_are_counted() -> None:
     torch.testing.assert_close(found, expected, equal_nan=True)
 
 
-@pytest.mark.parametrize(("rate", "needed"), [(0.05, 19), (0.01, 99), (0.1, 9), (0.3, 3), (1 / 3, 2), (0.5, 1), (0.9, 1)])
+@pytest.mark.parametrize(
+    ("rate", "needed"), [(0.05, 19), (0.01, 99), (0.1, 9), (0.3, 3), (1 / 3, 2), (0.5, 1), (0.9, 1)]
+)
 def test_normals_needed_is_the_fewest_that_suffice(rate: float, needed: int) -> None:
     assert normals_needed(rate) == needed
     assert conformal_threshold(torch.arange(needed), rate) is not None
@@ -73,13 +76,20 @@ def test_false_alarms_keep_to_the_rate() -> None:
 def test_quantiles_leave_the_stated_share_above() -> None:
     values = torch.randperm(1000).float()
     found = upper_quantiles(values, (0.5, 0.95, 0.99, 1.0))
-    assert {share: int((values > value).sum()) for share, value in found.items()} == {0.5: 500, 0.95: 50, 0.99: 10, 1.0: 0}
+    assert {share: int((values > value).sum()) for share, value in found.items()} == {
+        0.5: 500,
+        0.95: 50,
+        0.99: 10,
+        1.0: 0,
+    }
     ties = torch.tensor([0.0] * 90 + [1.0] * 10)
     assert float((ties > upper_quantiles(ties, (0.95,))[0.95]).float().mean()) <= 0.05
 
 
 def make(count: int = 40, rate: float = 0.05, unit: str = "image", groups: list[str] | None = None) -> Calibration:
-    standardisation = Standardisation(torch.randn(2, 4, 5), torch.rand(2, 4, 5), Granularity("map", 2.0), {"scalar": -1.5})
+    standardisation = Standardisation(
+        torch.randn(2, 4, 5), torch.rand(2, 4, 5), Granularity("map", 2.0), {"scalar": -1.5}
+    )
     return calibrate(
         torch.randn(count),
         groups or [str(i) for i in range(count)],

@@ -32,7 +32,7 @@ def test_slots_can_be_set_otherwise_and_are_checked_as_a_whole() -> None:
     assert preset("default", smooth_px=1.5).smooth_px == 1.5
     with pytest.raises(ConfigError, match="name a sampler"):
         preset("one-step", steps=3)
-    with pytest.raises(ConfigError, match="topk.*found 2"):
+    with pytest.raises(ConfigError, match=r"topk.*found 2"):
         preset("one-step", topk=2)
 
 

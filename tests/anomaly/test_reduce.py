@@ -50,7 +50,9 @@ def test_a_score_does_not_know_its_batch_mates(reduction: str) -> None:
 
 def test_volumes_reduce_as_their_pixels_do() -> None:
     maps = torch.randn(2, 4, 5, 6)
-    torch.testing.assert_close(reduce_maps(maps, "topk", topk=0.1), reduce_maps(maps.flatten(1)[:, None], "topk", topk=0.1))
+    torch.testing.assert_close(
+        reduce_maps(maps, "topk", topk=0.1), reduce_maps(maps.flatten(1)[:, None], "topk", topk=0.1)
+    )
 
 
 def test_unknown_reduction_is_named() -> None:

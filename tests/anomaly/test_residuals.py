@@ -56,7 +56,10 @@ def test_ssim_is_that_of_scikit_image() -> None:
     expected = [
         np.mean(
             [
-                1 - structural_similarity(a, b, data_range=2, gaussian_weights=True, use_sample_covariance=False, full=True)[1]
+                1
+                - structural_similarity(
+                    a, b, data_range=2, gaussian_weights=True, use_sample_covariance=False, full=True
+                )[1]
                 for a, b in zip(image, other, strict=True)
             ],
             axis=0,

@@ -19,7 +19,7 @@ from anodiff.anomaly.standardise import (
 H, W = 32, 40
 
 
-def folds_of(errors: Tensor, count: int = 4, foreground: Tensor | None = None) -> list[Moments]:
+def folds_of(errors: Tensor, count: int = 8, foreground: Tensor | None = None) -> list[Moments]:
     """Moments of every count-th image; errors (L, N, H, W)."""
     folds = []
     for k in range(count):
@@ -37,13 +37,13 @@ def aligned_anatomy(images: int, generator: torch.Generator) -> Tensor:
 
 
 def sparse_motion(images: int, generator: torch.Generator) -> Tensor:
-    """Errors of one small thing that moves anywhere over a still scene."""
-    errors = 0.01 * torch.randn(2, images, H, W, generator=generator)
-    top = torch.randint(0, H - 4, (images,), generator=generator)
-    left = torch.randint(0, W - 4, (images,), generator=generator)
-    for i in range(images):
-        errors[:, i, top[i] : top[i] + 4, left[i] : left[i] + 4] += 1.0
-    return errors
+    """Errors of one small thing that moves anywhere over a still scene, and leaves it on one side to enter on the
+    other."""
+    thing = torch.zeros(H, W)
+    thing[:4, :4] = 1.0
+    shifts = torch.randint(0, H * W, (images, 2), generator=generator).tolist()
+    moved = torch.stack([thing.roll((down, right), (0, 1)) for down, right in shifts])
+    return 0.01 * torch.randn(2, images, H, W, generator=generator) + moved
 
 
 def depth_bands(images: int, generator: torch.Generator) -> Tensor:
@@ -56,7 +56,7 @@ def test_per_pixel_moments_are_numpys() -> None:
     moments = Moments.sum_of(folds_of(errors))
     location, scale = fit_granularity(moments, Granularity("map", 0.0), scale_floor=0.0)
     np.testing.assert_allclose(location.numpy(), errors.double().numpy().mean(1), rtol=1e-9)
-    np.testing.assert_allclose(scale.numpy(), errors.double().numpy().std(1), rtol=1e-9)
+    np.testing.assert_allclose(scale.numpy(), errors.double().numpy().std(1), rtol=1e-6)
 
 
 def test_rows_and_scalar_pool_what_they_name() -> None:
@@ -121,17 +121,18 @@ def test_sparse_motion_in_perspective_chooses_bands() -> None:
 
 def test_more_normals_support_a_finer_map() -> None:
     generator = torch.Generator().manual_seed(4)
-    spread = torch.nn.functional.interpolate(torch.rand(1, 1, 8, 10, generator=generator), (H, W), mode="bilinear")[0, 0]
+    coarse = torch.rand(1, 1, 4, 5, generator=generator)
+    spread = 0.5 + torch.nn.functional.interpolate(coarse, (H, W), mode="bilinear")[0, 0]
     few, many = (
-        fit_standardisation(folds_of((0.1 + spread) * torch.randn(1, n, H, W, generator=generator)), "map", scale_floor=0)
-        for n in (4, 400)
+        fit_standardisation(folds_of(spread * torch.randn(1, n, H, W, generator=generator)), "map", scale_floor=0.0)
+        for n in (8, 800)
     )
     assert many.granularity.width < few.granularity.width
 
 
 def test_standardised_normals_have_mean_0_and_spread_1() -> None:
     generator = torch.Generator().manual_seed(5)
-    fitted = fit_standardisation(folds_of(aligned_anatomy(200, generator)), "map", map_px=1.0, scale_floor=0.0)
+    fitted = fit_standardisation(folds_of(aligned_anatomy(200, generator)), "map", map_px=0.0, scale_floor=0.0)
     fresh = fitted(aligned_anatomy(200, generator))
     assert fresh.mean(1).abs().max() < 0.5
     assert float(fresh.std()) == pytest.approx(1.0, abs=0.05)

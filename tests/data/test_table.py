@@ -58,7 +58,6 @@ def test_collisions_get_a_hash_each() -> None:
         ("new\nline\ttab", "new_line_tab"),
         ("q\"u'o<t>e|?*:", "q_u_o_t_e____"),
         ("=cmd()", "_cmd__"),
-        ("..", "_"),
         (".hidden", "hidden"),
         ("-rf", "rf"),
         ("back\\slash", "back__slash"),

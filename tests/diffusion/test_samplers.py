@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -36,14 +37,14 @@ def shrink(a: float) -> float:
 
 def ddim_law(levels: list[float]) -> Affine:
     factor = 1.0
-    for a, b in zip(levels, levels[1:], strict=False):
+    for a, b in pairwise(levels):
         factor *= (STD**2 + a * b) / (STD**2 + a**2)
     return factor, 0.0
 
 
 def heun_law(levels: list[float]) -> Affine:
     factor = 1.0
-    for a, b in zip(levels, levels[1:], strict=False):
+    for a, b in pairwise(levels):
         h, slope_a, slope_b = b - a, a / (STD**2 + a**2), b / (STD**2 + b**2)
         euler = 1 + h * slope_a
         factor *= euler if b == 0 else 1 + h / 2 * (slope_a + slope_b * euler)
@@ -52,7 +53,7 @@ def heun_law(levels: list[float]) -> Affine:
 
 def dpmpp_law(levels: list[float]) -> Affine:
     factor, before = 1.0, None
-    for i, (a, b) in enumerate(zip(levels, levels[1:], strict=False)):
+    for i, (a, b) in enumerate(pairwise(levels)):
         denoised = shrink(a) * factor
         if before is None or b == 0:
             target = denoised
@@ -65,7 +66,7 @@ def dpmpp_law(levels: list[float]) -> Affine:
 
 def ancestral_law(levels: list[float], variance: str = "small", eta: float = 1.0) -> Affine:
     factor, total = 1.0, 0.0
-    for a, b in zip(levels, levels[1:], strict=False):
+    for a, b in pairwise(levels):
         added = eta**2 * b**2 * (a**2 - b**2) / a**2
         kept = math.sqrt(b**2 - added) / a  # share of the present noise
         if variance == "large" and b > 0:
@@ -152,7 +153,7 @@ def test_wasserstein_distance_falls_with_the_order(name: str, mixture) -> None:
         float((SAMPLERS[name](mixture.denoise, start, log_grid(10, 0.05, n + 1, final_zero=False)) - end).abs().mean())
         for n in (40, 80, 160)
     ]
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in pairwise(errors):
         assert math.log2(coarse / fine) == pytest.approx(ORDERS[name], abs=0.35), errors
     assert errors[-1] < (0.01 if ORDERS[name] == 1 else 5e-4)
 
@@ -217,7 +218,8 @@ def test_the_additive_process_reverses_by_its_posterior_step(mixture) -> None:
     for i, t in enumerate(range(49, -1, -1)):
         clean = mixture.denoise(x, total[t].sqrt())
         before = total[t] - betas[t]
-        x = (before * x + betas[t] * clean) / total[t] + (before.clamp(min=0) * betas[t] / total[t]).sqrt() * noise[i + 1]
+        spread = (before.clamp(min=0) * betas[t] / total[t]).sqrt()
+        x = (before * x + betas[t] * clean) / total[t] + spread * noise[i + 1]
     grid = step_grid(schedule, 50, 50)
     ours = sample_ancestral(mixture.denoise, start, grid, lambda draw: noise[draw])
     assert torch.allclose(ours, x, rtol=0, atol=1e-6)  # at t = 0 their `before` is rounding instead of 0
@@ -235,7 +237,7 @@ def test_inversion_then_sampling_returns_the_input(method: str, order: int, mixt
         return float((SAMPLERS[method](mixture.denoise, latent, up.flip(0)) - x).abs().mean())
 
     errors = [round_trip(n) for n in (50, 100, 200)]
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in pairwise(errors):
         assert math.log2(coarse / fine) > order - 0.3, errors
     assert errors[-1] < (0.02 if order == 1 else 1e-3)
 
@@ -301,7 +303,8 @@ def test_callback_sees_every_step_and_can_replace_x(name: str, gaussian) -> None
         seen.append(state)
         return torch.full_like(state.x, 7.0) if state.i == 3 else None
 
-    out = SAMPLERS[name](gaussian.denoise, torch.randn(2, 1, 4, 4), grid, lambda draw: torch.zeros(2, 1, 4, 4), callback)
+    x = torch.randn(2, 1, 4, 4)
+    out = SAMPLERS[name](gaussian.denoise, x, grid, lambda draw: torch.zeros_like(x), callback)
     assert [(s.i, s.sigma, s.sigma_next) for s in seen] == [(i, float(grid[i]), float(grid[i + 1])) for i in range(4)]
     assert seen[0].denoised.shape == (2, 1, 4, 4)
     assert bool((out == 7).all())

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from anodiff.engine import loop
+from anodiff.engine.files import atomic_write
 from anodiff.engine.loop import run_job
 from anodiff.engine.store import Item, ResultStore
 from anodiff.errors import ConfigError, InputError, StorageError
@@ -140,6 +141,29 @@ def test_a_full_disk_ends_the_run_with_what_was_done_safe(out: Path, items: list
     assert summary.resumed == 10
     assert [text for batch in job.batches for text in batch] == ["x" * n for n in range(10, 25)]
     assert len(rows) == 25
+
+
+def test_a_really_full_disk_too_and_with_room_the_run_goes_on(items: list[Item], tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no permission to mount a tiny tmpfs")
+
+    class Large(Lengths):
+        def write(self, item: Item, computed: int) -> Mapping[str, Any]:
+            atomic_write(self.out / f"{item.id}.out", bytes(8192))
+            return {"score": computed, "files": [f"{item.id}.out"]}
+
+    try:
+        with pytest.raises(StorageError, match="no space left"):
+            run(disk, items, Large(disk), batch_size=2)
+        subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+        summary, rows, _ = run(disk, items, Large(disk))
+        assert (summary.ok, len(rows)) == (25, 25)
+        assert all(len((disk / f"{name}.out").read_bytes()) == 8192 for name in NAMES)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_an_error_about_the_run_is_not_blamed_on_the_inputs(out: Path, items: list[Item]) -> None:

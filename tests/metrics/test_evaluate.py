@@ -85,7 +85,7 @@ def test_everything_undefined_is_null_with_a_reason() -> None:
 def test_all_anomalous_images_have_pixel_metrics_but_no_image_auroc() -> None:
     case = _set()
     keep = [i for i in range(20) if i % 2]
-    part = {key: [value[i] for i in keep] for key, value in case.items()}
+    part: dict[str, Any] = {key: [value[i] for i in keep] for key, value in case.items()}
     found = evaluate_maps(**part, pixel_threshold_fpr5=None, n_boot=50)
     assert found["image_auroc"] is None
     assert found["reasons"]["image_auroc"] == "no normal image"

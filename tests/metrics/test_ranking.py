@@ -14,7 +14,7 @@ from anodiff.metrics import auroc, average_precision, precision_recall_curve, ra
 def _case(kind: str) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(7)
     labels = rng.random(500) < 0.2
-    scores = rng.normal(size=500) + labels
+    scores: np.ndarray = rng.normal(size=500) + labels
     if kind == "tied":
         scores = np.round(scores)
     if kind == "constant":

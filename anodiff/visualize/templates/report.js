@@ -49,41 +49,58 @@
       for (const other of $$("th[aria-sort]", table)) other.removeAttribute("aria-sort");
       header.setAttribute("aria-sort", direction);
       const sign = direction === "ascending" ? 1 : -1;
-      rows.sort((a, b) => {
-        const x = a.dataset[key], y = b.dataset[key];
+      const keyed = rows.map((row) => [row.dataset[key], row]);
+      keyed.sort(([x], [y]) => {
         if (x === "" || y === "") return (x === "") - (y === "");
         return sign * (kind === "number" ? Number(x) - Number(y) : collator.compare(x, y));
       });
+      rows = keyed.map(([, row]) => row);
       body.append(...rows);
+      apply();
     });
   }
 
   // Filters and search.
-  const status = $("#shown");
-  const always = status.textContent;
-  const search = $("#search");
+  // Long tables show a part at a time, so that they stay quick; the button, the arrow keys and printing bring the rest.
+  const status = $("#shown"), always = status.textContent, more = $("#more"), search = $("#search");
   const filters = $$("[data-filter]");
-  let wanted = "all";
-  const visible = () => rows.filter((row) => !row.hidden);
+  const words = new Map(rows.map((row) => [row, $(".name", row).textContent.toLocaleLowerCase()]));
+  const STEP = 250;
+  let wanted = "all", limit = STEP, matching = rows;
+  const visible = () => matching.slice(0, limit);
   const apply = () => {
-    const words = search.value.trim().toLocaleLowerCase();
-    for (const row of rows) {
-      const kind = wanted === "all" || row.dataset.verdict === wanted || row.dataset.error === wanted;
-      row.hidden = !kind || (words && !$(".name", row).textContent.toLocaleLowerCase().includes(words));
-    }
-    const left = visible();
-    status.textContent = left.length === rows.length ? always : `Showing ${left.length} of ${rows.length} inputs. ${always}`;
-    $("#empty").hidden = left.length > 0;
-    if (left.length && !left.some((row) => row.tabIndex === 0)) setCurrent(left[0]);
+    const text = search.value.trim().toLocaleLowerCase();
+    const fits = ({ verdict, error }) => wanted === "all" || verdict === wanted || error === wanted;
+    matching = rows.filter((row) => fits(row.dataset) && words.get(row).includes(text));
+    const shown = new Set(visible());
+    for (const row of rows) row.hidden = !shown.has(row);
+    const found = matching.length < rows.length ? `Showing ${matching.length} of ${rows.length} inputs. ` : "";
+    if (status.textContent !== found + always) status.textContent = found + always;
+    more.hidden = matching.length <= limit;
+    more.textContent = `Show more: ${shown.size} of ${matching.length} are listed`;
+    $("#empty").hidden = matching.length > 0;
+    if (matching.length && !visible().some((row) => row.tabIndex === 0)) setCurrent(matching[0]);
   };
+  const reveal = (count) => {
+    if (count <= limit) return;
+    limit = Math.ceil(count / STEP) * STEP;
+    apply();
+  };
+  more.addEventListener("click", () => {
+    const first = matching[limit];
+    reveal(limit + STEP);
+    first.focus();
+  });
+  addEventListener("beforeprint", () => reveal(rows.length));
   for (const button of filters) {
     button.addEventListener("click", () => {
       wanted = button.dataset.filter;
+      limit = STEP;
       for (const other of filters) other.setAttribute("aria-pressed", String(other === button));
       apply();
     });
   }
-  search.addEventListener("input", apply);
+  search.addEventListener("input", () => { limit = STEP; apply(); });
 
   // One tab stop for the table; arrows move between rows.
   const setCurrent = (row) => {
@@ -95,24 +112,27 @@
     if (row && "open" in row.dataset && !String(getSelection())) openViewer(row);
   });
   body.addEventListener("keydown", (event) => {
-    const list = visible();
-    const at = list.indexOf(event.target.closest("tr"));
+    const list = matching, at = list.indexOf(event.target.closest("tr"));
     const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: list.length - 1, PageDown: at + 8, PageUp: at - 8 }[event.key];
     if (to !== undefined && !event.ctrlKey && !event.altKey && !event.metaKey) {
       event.preventDefault();
-      list[Math.max(0, Math.min(list.length - 1, to))].focus();
+      const next = Math.max(0, Math.min(list.length - 1, to));
+      reveal(next + 1);
+      list[next].focus();
     } else if ((event.key === "Enter" || event.key === " ") && list[at] && "open" in list[at].dataset) {
       event.preventDefault();
       openViewer(list[at]);
     }
   });
 
+  apply();
+
   // The viewer.
   const viewer = $("#viewer"), stage = $("#stage"), views = $(".v-views", viewer), truth = $("#v-truth");
   const names = { input: "Input", reconstruction: "Reconstruction", map: "Map", overlay: "Overlay", truth: "Truth" };
   const order = ["overlay", "input", "reconstruction", "map", "truth"];
   let current = null, view = "overlay";
-  const pictured = () => visible().filter((row) => "open" in row.dataset);
+  const pictured = () => matching.filter((row) => "open" in row.dataset);
   const picture = (row, name, selector = "img:last-of-type") => $(`[data-view="${name}"] ${selector}`, row);
   const layer = (node, kind) => {
     const copy = node.cloneNode(true);
@@ -177,7 +197,7 @@
   $("#v-close").addEventListener("click", () => viewer.close());
   if (truth) truth.addEventListener("change", draw);
   viewer.addEventListener("click", (event) => { if (event.target === viewer) viewer.close(); });
-  viewer.addEventListener("close", () => { if (current) { current.focus(); current.scrollIntoView({ block: "nearest" }); } });
+  viewer.addEventListener("close", () => { if (current) { reveal(matching.indexOf(current) + 1); current.focus(); current.scrollIntoView({ block: "nearest" }); } });
   viewer.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey || event.target.type === "range") return;
     const there = $$("button", views).map((button) => button.dataset.view);

@@ -242,6 +242,7 @@ def test_expand_gives_each_page(tmp_path: Path) -> None:
     assert expand_inputs([found[4]]) == [found[4]]
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_expand_keeps_a_broken_stack_as_one_row(tmp_path: Path) -> None:
     (tmp_path / "s.tif").write_bytes(b"II\x2a\x00broken")
     assert expand_inputs([tmp_path]) == [str(tmp_path / "s.tif")]
