@@ -42,6 +42,8 @@ class InferenceDenoiser:
         if network_batch < 1:
             raise ConfigError(f"engine.network_batch: expected at least 1, found {network_batch}")
         self.device = resolve_device(device)
+        if self.device.type == "cpu":
+            _even_threads()
         self.precision = resolve_precision(precision, self.device)
         self.network_batch = network_batch
         self.calls = 0
@@ -85,6 +87,19 @@ class InferenceDenoiser:
         with torch.inference_mode(), autocast(self.device, self.precision), _same_algorithms():
             out = function(x, sigma.contiguous())
         return [level[:rows] for level in out] if isinstance(out, list | tuple) else out[:rows]
+
+
+def _even_threads() -> None:
+    """Limits torch to a power of two of CPU threads.
+
+    A thread's share of a tensor ends in a remainder that is not vectorised, and whose exp differs in the last bits.
+    With a power of two the shares are whole vectors, so that a row's bits do not depend on its place in the batch
+    (measured on a SiLU of 16x64x64x64: 9, 9 and 24 elements differ with 3, 6 and 12 threads, none with 1, 2 or 4).
+    """
+    threads = torch.get_num_threads()
+    even = 1 << (threads.bit_length() - 1)
+    if even != threads:
+        torch.set_num_threads(even)
 
 
 def _memory_format(ndim: int) -> torch.memory_format:

@@ -60,6 +60,7 @@ class Progress:
         self._began = time.monotonic()
         self._marks: deque[tuple[float, int]] = deque([(self._began, start)])
         self._last_line = self._began
+        self._written = start
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
         self._open = False
@@ -142,7 +143,7 @@ class Progress:
             if self._bar is not None:
                 self._bar.stop()
                 self._bar = None
-            elif not self._quiet and self.done > self.start:
+            elif not self._quiet and self.done > max(self.start, self._written):
                 self._write_line(time.monotonic())
 
     def line(self) -> str:
@@ -163,7 +164,7 @@ class Progress:
         return " | ".join(part for part in parts if part)
 
     def _write_line(self, now: float) -> None:
-        self._last_line = now
+        self._last_line, self._written = now, self.done
         print(self.line(), file=self._stream, flush=True)
 
     def _open_bar(self) -> None:

@@ -136,3 +136,13 @@ def test_rows_are_bit_equal_on_a_gpu_and_near_the_cpu(network: Tiny, precision: 
     assert torch.equal(torch.cat([run(x[i : i + 1], sigma[i : i + 1]) for i in range(21)]), whole)
     tolerance = 1e-4 if precision == "fp32" else 3e-2
     assert (whole.cpu() - reference).abs().max() <= tolerance * reference.abs().max()
+
+
+def test_threads_are_a_power_of_two(network: Tiny) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        InferenceDenoiser(network, "cpu", "fp32", 4)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
