@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from anodiff.config import AnodiffConfig, NetworkConfig, parse_config
 from anodiff.diffusion import Denoiser, NoiseSchedule, make_schedule
 from anodiff.diffusion.adapters import wrap_diffusers, wrap_monai
-from anodiff.errors import ConfigError, ModelFileError
+from anodiff.errors import ConfigError, InputError, ModelFileError
 
 if TYPE_CHECKING:
     from anodiff.anomaly.calibration import Calibration
@@ -109,6 +109,19 @@ class DiffusionModel:
         from anodiff.data.preprocess import Preprocessor
 
         return Preprocessor(self.config.preprocess)
+
+    def prepare(self, paths: Sequence[str | Path]) -> tuple[Tensor, Tensor]:
+        """Image files as the model sees them: images (N, C, H, W) float32 and foreground (N, H, W) bool.
+
+        Exactly what ``anodiff score`` does before it scores; give both to a detector. Raises InputError.
+        """
+        from anodiff.data.readers import read_image
+
+        preprocessor = self.preprocessor
+        prepared = [preprocessor(read_image(path, max_pixels=self.config.preprocess.max_pixels)) for path in paths]
+        if not prepared:
+            raise InputError("paths: expected at least one image file, found none")
+        return torch.stack([each.image for each in prepared]), torch.stack([each.foreground for each in prepared])
 
     @property
     def schedule(self) -> NoiseSchedule:

@@ -102,6 +102,12 @@ def run(
     model.save(output)
     for note in detector.notes:
         say(f"note: {note}", quiet)
+    if calibration.threshold is not None:
+        say(
+            f"{detector.name}: score threshold {calibration.threshold:.4g} for a false-alarm rate of "
+            f"{calibration.rate:g} per {calibration.unit}, from {len(calibration.scores)} normal {calibration.unit}s",
+            quiet,
+        )
     say(f"wrote {output}, calibrated for {', '.join(map(repr, model.calibrations))}", quiet)
     return output
 

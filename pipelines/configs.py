@@ -32,8 +32,10 @@ def list_configs() -> None:
     """List the shipped recipes, one line each."""
     from anodiff.config import load_config, shipped_configs
 
-    for name in shipped_configs():
-        typer.echo(f"{name:<16} {load_config(name).description}".rstrip())
+    shipped = shipped_configs()
+    width = max(map(len, shipped))
+    for name in shipped:
+        typer.echo(f"{name:<{width}}  {load_config(name).description}".rstrip())
 
 
 @app.command("show")

@@ -138,16 +138,16 @@ def run(
         metrics = measured(job, pools, rows)
         write_json(output / "metrics.json", metrics)
         typer.echo(table_text(["metric", "value", "95 % low", "high"], metric_rows(metrics)))
+        write_score_report(
+            output / "report.html", model, job, summary, rows, items,
+            title=f"{model.config.name} on {data.name}", metrics=metrics, curves=curves_of(pools),
+        )  # fmt: skip
         if baselines:
             from anodiff.pipelines.baselines import compare
 
             compared = compare(job, model, samples, items, rows, pools, metrics, quiet=quiet)
             write_json(output / "baselines.json", compared.as_json())
             typer.echo("\n" + compared.text())
-        write_score_report(
-            output / "report.html", model, job, summary, rows, items,
-            title=f"{model.config.name} on {data.name}", metrics=metrics, curves=curves_of(pools),
-        )  # fmt: skip
     say(f"{summary.sentence()}; {job.nfe} denoiser calls an image", quiet)
     say(f"wrote {output / 'metrics.json'} and {output / 'report.html'}", quiet)
     return summary, metrics

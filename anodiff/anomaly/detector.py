@@ -34,6 +34,9 @@ PIXELS_KEPT = 1 << 25
 #: noise level at which the encoder is told to look at a (clean) image for the residual "features"
 FEATURE_SIGMA = 0.1
 
+#: beyond it an image was not brought to the model's range (0..255, say); z-scored data stays well below
+LARGEST_INTENSITY = 100.0
+
 Progress = Callable[[int], None]
 
 
@@ -102,6 +105,7 @@ class AnomalyDetector:
             network_batch = getattr(getattr(config, "engine", None), "network_batch", 16)
         self.denoiser = InferenceDenoiser(model.denoiser, device, precision, network_batch)
         self.seed = seed
+        self._channels: int | None = getattr(getattr(config, "preprocess", None), "channels", None)
         self._schedule = getattr(model, "schedule", None) or getattr(model.denoiser, "schedule", None)
         known: dict[str, Calibration] = getattr(model, "calibrations", None) or {}
         wanted = self.settings.to_json()
@@ -126,6 +130,7 @@ class AnomalyDetector:
             InputError: pixels that are not finite, or a size that the model is not calibrated for.
         """
         _check(images, foreground)
+        self._check_channels(images)
         self._check_size(images)
         maps, scores, mean = [], [], []
         for part, inside in self._chunks(images, foreground):
@@ -308,6 +313,10 @@ class AnomalyDetector:
             cut = slice(start, start + size)
             yield images[cut], None if foreground is None else foreground[cut]
 
+    def _check_channels(self, images: Tensor) -> None:
+        if self._channels is not None and images.shape[1] != self._channels:
+            raise InputError(f"images: expected {self._channels} channel(s), found {images.shape[1]}")
+
     def _check_size(self, images: Tensor) -> None:
         standardisation = None if self.calibration is None else self.calibration.standardisation
         if standardisation is None:
@@ -373,10 +382,16 @@ def _differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
 
 
 def _check(images: Tensor, foreground: Tensor | None) -> None:
+    if not isinstance(images, Tensor):
+        raise InputError(
+            f"images: expected a tensor (N, C, H, W), found {type(images).__name__}; model.prepare(paths) reads files"
+        )
     if images.ndim not in (4, 5):
         raise InputError(
             f"images: expected a tensor (N, C, H, W) or (N, C, D, H, W), found shape {tuple(images.shape)}"
         )
+    if not images.is_floating_point():
+        raise InputError(f"images: expected floating-point intensities in [-1, 1], found {images.dtype}")
     if foreground is not None and foreground.shape != (images.shape[0], *images.shape[2:]):
         raise InputError(
             f"foreground: expected shape {(images.shape[0], *images.shape[2:])}, found {tuple(foreground.shape)}"
@@ -385,4 +400,9 @@ def _check(images: Tensor, foreground: Tensor | None) -> None:
     if not bool(finite.all()):
         raise InputError(
             f"images: expected finite pixels, found NaN or infinity in image {int((~finite).nonzero()[0])}"
+        )
+    if images.numel() and float(images.abs().amax()) > LARGEST_INTENSITY:
+        raise InputError(
+            f"images: expected intensities in [-1, 1] (a z-score: a few units), found {float(images.abs().amax()):g}; "
+            "model.prepare(paths) reads files as the model was trained"
         )

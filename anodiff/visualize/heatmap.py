@@ -220,7 +220,7 @@ def _draw_bar(
     for y, value, fill in [*labels, (middle - 15, scale.centre, _INK)]:
         draw.text((left + 21, y), format_value(value), fill=fill, font=font)
     if scale.calibrated:
-        draw.text((left + 21, middle), "threshold", fill=_FAINT, font=font)
+        draw.text((left + 21, middle), "pixel thr.", fill=_FAINT, font=font)
 
 
 def _oklab(rgb: NDArray[np.float64]) -> NDArray[np.float64]:

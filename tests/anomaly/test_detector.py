@@ -330,3 +330,20 @@ def test_calibration_needs_normals_of_two_groups(model: Any, normals: Normals) -
         ours.fit(normals(3, 0), rate=1.5)
     with pytest.raises(ConfigError, match="unit"):
         ours.fit(normals(3, 0), unit="slice")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(1, 1, 16, 16, dtype=torch.uint8), r"floating-point intensities in \[-1, 1\], found torch.uint8"),
+        (torch.full((1, 1, 16, 16), 255.0), r"intensities in \[-1, 1\].*found 255; model\.prepare"),
+        ([], r"expected a tensor .* found list; model\.prepare"),
+    ],
+)
+def test_images_out_of_range_or_of_another_type_are_refused(images: object, message: str) -> None:
+    network = torch.nn.Identity()
+    detector = AnomalyDetector(
+        SimpleNamespace(denoiser=network, calibrations={}, config=None), "one-step", device="cpu"
+    )
+    with pytest.raises(InputError, match=message):
+        detector(images)  # type: ignore[arg-type]

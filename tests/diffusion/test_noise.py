@@ -20,18 +20,18 @@ def keys_of(n: int, seed: int = 0) -> torch.Tensor:
 @families
 @pytest.mark.parametrize("shape", [(1, 33, 40), (3, 17, 19), (2, 6, 9, 11)])
 def test_noise_does_not_depend_on_the_batch(family: str, shape: tuple[int, ...]) -> None:
-    keys = keys_of(32)
-    levels, draws = torch.arange(32) % 3, torch.arange(32) % 5
+    keys = keys_of(12)
+    levels, draws = torch.arange(12) % 3, torch.arange(12) % 5
     together = sample_noise(family, keys, shape, level=levels, draw=draws)
-    assert together.shape == (32, *shape)
+    assert together.shape == (12, *shape)
     assert together.dtype == torch.float32
     for size in (1, 7):
         parts = [
             sample_noise(family, keys[i : i + size], shape, level=levels[i : i + size], draw=draws[i : i + size])
-            for i in range(0, 32, size)
+            for i in range(0, 12, size)
         ]
         assert torch.equal(torch.cat(parts), together)
-    order = torch.randperm(32, generator=torch.Generator().manual_seed(1))
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
     shuffled = sample_noise(family, keys[order], shape, level=levels[order], draw=draws[order])
     assert torch.equal(shuffled, together[order])
 
@@ -55,7 +55,7 @@ def test_noise_does_not_depend_on_threads_or_autocast(family: str) -> None:
 def test_a_window_has_the_noise_of_the_whole_image(family: str) -> None:
     keys = keys_of(2)
     whole = sample_noise(family, keys, (2, 200, 150), draw=3)
-    for (y, x), (h, w) in [((0, 0), (64, 64)), ((17, 3), (30, 41)), ((130, 90), (70, 60)), ((199, 149), (1, 1))]:
+    for (y, x), (h, w) in [((17, 3), (30, 41)), ((130, 90), (70, 60)), ((199, 149), (1, 1))]:
         window = sample_noise(family, keys, (2, h, w), draw=3, origin=(y, x))
         assert torch.equal(window, whole[:, :, y : y + h, x : x + w])
     volume = sample_noise(family, keys, (1, 9, 12, 14))
@@ -66,7 +66,7 @@ def test_a_window_has_the_noise_of_the_whole_image(family: str) -> None:
 @families
 def test_key_level_draw_and_channel_give_independent_noise(family: str) -> None:
     key = keys_of(1)
-    shape = (2, 256, 256)
+    shape = (2, 128, 128)
     base = sample_noise(family, key, shape)
     others = {
         "key": sample_noise(family, key + 1, shape),
@@ -78,13 +78,13 @@ def test_key_level_draw_and_channel_give_independent_noise(family: str) -> None:
     # Neighbouring pixels of coarse noise are not independent: whitened by differences of differences first.
     whiten = [n.diff(dim=-1).diff(dim=-1).diff(dim=-2).diff(dim=-2)[0, 0].flatten() for n in (base, *others.values())]
     correlation = torch.corrcoef(torch.stack(whiten))[0, 1:]
-    assert float(correlation.abs().max()) < 0.03, dict(zip(others, correlation.tolist(), strict=True))
+    assert float(correlation.abs().max()) < 0.05, dict(zip(others, correlation.tolist(), strict=True))
 
 
 @families
-@pytest.mark.parametrize("shape", [(1, 96, 80), (1, 12, 20, 24)])
+@pytest.mark.parametrize("shape", [(1, 96, 80), (1, 10, 16, 20)])
 def test_unit_variance_at_every_voxel(family: str, shape: tuple[int, ...]) -> None:
-    count = 512
+    count = 256
     noise = sample_noise(family, keys_of(count), shape)
     mean, variance = noise.mean(0), noise.var(0)
     assert float(mean.abs().max()) < 5.5 / math.sqrt(count)

@@ -338,3 +338,15 @@ def test_killed_or_interrupted_it_ends_with_the_same_scores(
     for path in (calm / "maps").iterdir():
         assert path.read_bytes() == (out / "maps" / path.name).read_bytes()
     assert not list(out.rglob("*.anodiff-part"))
+
+
+def test_python_and_command_line_agree_from_the_file_on(anodiff: Run, world: Any, inputs: Path, tmp_path: Path) -> None:
+    import anodiff as library
+
+    paths = sorted(str(path) for path in (world.data / "test" / "good").glob("*.png"))
+    assert anodiff("score", world.model, *paths, "--output", tmp_path / "out") == 0
+    rows = world.read_table(tmp_path / "out" / "scores.csv")
+    model = library.load(world.model)
+    detector = library.AnomalyDetector(model, "one-step", device="cpu")
+    result = detector(*model.prepare([row["path"] for row in rows]))
+    assert [float(row["score"]) for row in rows] == pytest.approx(result.scores.tolist(), rel=1e-6)
