@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from anodiff.errors import ConfigError
 
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -78,6 +78,12 @@ class NetworkConfig(Section):
             raise ValueError(
                 f"attention needs one entry per resolution: expected {len(self.channels)}, found {len(self.attention)}"
             )
+        if self.kind == "unet":
+            for width, attended in zip(self.channels, self.attention, strict=True):
+                if attended and width > self.head_channels and width % self.head_channels:
+                    raise ValueError(
+                        f"head_channels {self.head_channels} must divide the attended channels, found {width}"
+                    )
         return self
 
 

@@ -152,14 +152,15 @@ class DiffusionModel:
             "config": self.config.model_dump(mode="json"),
             "calibrations": calibrations,
             "provenance": self.provenance,
-            "digest": digest(tensors),
         }
+        header["digest"] = digest(tensors, header)
         atomic_write(Path(path), save(tensors, metadata={HEADER_KEY: json.dumps(header)}))
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """blake2b over names and bytes of all tensors: tells a damaged file from a whole one."""
-    state = hashlib.blake2b(digest_size=16)
+def digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
+    """blake2b over the header (without its digest) and all tensors: tells a damaged file from a whole one."""
+    content = {key: value for key, value in header.items() if key != "digest"}
+    state = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16)
     for name in sorted(tensors):
         state.update(name.encode())
         state.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -172,8 +173,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     if not path.is_file():
         raise ModelFileError(f"{path}: expected a model file, found {'a folder' if path.is_dir() else 'no such file'}")
-    with path.open("rb") as file:
-        head = file.read(8)
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+    except OSError as error:
+        raise ModelFileError(f"{path}: expected a readable model file, found {error.strerror or error}") from None
     if not head:
         raise ModelFileError(f"{path}: expected a model file, found an empty file")
     if head.startswith(PICKLE_MARKS):
@@ -198,8 +202,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     version = header.get("format_version") if isinstance(header, dict) else None
     if version != FORMAT_VERSION:
         raise ModelFileError(f"{path}: expected model format version {FORMAT_VERSION}, found {version}")
-    if header.get("digest") != digest(tensors):
-        raise ModelFileError(f"{path}: expected tensors with digest {header.get('digest')}, found a damaged file")
+    if header.get("digest") != digest(tensors, header):
+        raise ModelFileError(f"{path}: expected content with digest {header.get('digest')}, found a damaged file")
     return header, tensors
 
 

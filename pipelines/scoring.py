@@ -99,9 +99,13 @@ class ScoreJob:
         """One image from disk, with its mask where one is named; InputError where either cannot be used."""
         raw = read_image(item.path, max_pixels=self.config.max_pixels)
         prepared = self.preprocessor(raw)
-        return Loaded(
-            prepared, display_input(raw, prepared.geometry, self.config), mask_of(item, prepared.geometry.native)
-        )
+        mask = mask_of(item, prepared.geometry.native)
+        if mask is not None and item.extra.label == 0 and mask.any():
+            raise InputError(
+                f"{item.path}: expected no marked pixel in the mask of an image labelled normal, "
+                f"found {int(mask.sum())} in {item.extra.mask}"
+            )
+        return Loaded(prepared, display_input(raw, prepared.geometry, self.config), mask)
 
     def compute(self, batch: list[Loaded]) -> Sequence[Scored]:
         """Scores a batch on the device."""

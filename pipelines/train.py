@@ -73,6 +73,7 @@ def run(
     from anodiff.training.processes import processes
 
     config = load_config(config_name, overrides)
+    check_presets(config)
     samples = load_table(data, layout)
     chosen = resolve_device(device)
     checkpoint = output / "checkpoint.pt"
@@ -103,10 +104,9 @@ def run(
         if not group.first:
             return output / "model.safetensors"
     if not finished:
-        raise TrainingError(
-            f"{output}: training interrupted after {trainer.state.images_seen} of {config.training.images} images; "
-            "continue it with --resume"
-        )
+        seen, total = trainer.state.images_seen, config.training.images
+        say(f"interrupted after {seen} of {total} images; continue it with --resume")
+        raise typer.Exit(130)
     return finish(trainer, normals, heldout, data, output, quiet)
 
 
@@ -224,11 +224,19 @@ def write_start(config: AnodiffConfig, output: Path, parts: dict[str, ImageSet])
     write_csv(output / "split.csv", ("path", "group", "part"), rows)
 
 
+def check_presets(config: AnodiffConfig) -> None:
+    """Raises ConfigError for an unknown preset or slot now, not after the training."""
+    from anodiff.anomaly.presets import resolve
+
+    for name in (config.preset, *config.presets):
+        resolve(name, config)
+
+
 def refuse_to_overwrite(output: Path, checkpoint: Path, resume: bool) -> None:
     """A run is continued or left alone, never silently replaced."""
     if resume and not checkpoint.is_file():
         raise TrainingError(f"{checkpoint}: expected a checkpoint to resume from, found none")
-    if not resume and checkpoint.exists():
+    if not resume and (checkpoint.exists() or (output / "model.safetensors").exists()):
         raise TrainingError(
             f"{output}: expected a new or empty folder, found the run of another training; "
             "continue it with --resume or choose another --output"

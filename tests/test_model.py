@@ -99,6 +99,15 @@ def test_flipped_bit_in_a_weight_is_refused(model: DiffusionModel, tmp_path: Pat
         load(path)
 
 
+def test_changed_threshold_in_the_header_is_refused(model: DiffusionModel, tmp_path: Path) -> None:
+    model.calibrations["default"] = calibration()
+    path = tmp_path / "m.safetensors"
+    model.save(path)
+    rewrite(path, lambda header, tensors: header["calibrations"]["default"].update(threshold=0.1))
+    with pytest.raises(ModelFileError, match="damaged"):
+        load(path)
+
+
 class Bomb:
     """A pickle that leaves a mark when it is loaded."""
 
@@ -153,7 +162,7 @@ def test_other_version_and_missing_weight_are_named(model: DiffusionModel, tmp_p
 
     def drop(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         del tensors["weights.outlet.weight"]
-        header["digest"] = digest(tensors)
+        header["digest"] = digest(tensors, header)
 
     model.save(path)
     rewrite(path, drop)

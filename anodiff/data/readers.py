@@ -253,7 +253,8 @@ def _read_png16(name: str) -> np.ndarray:
     """uint16 (H, W, C) of a 16-bit colour PNG, alpha dropped."""
     import av
 
-    with av.open(name) as container:
+    # The open file, not its name: FFmpeg reads names as URLs and patterns, and would open another file for "s%d.png".
+    with open(name, "rb") as file, av.open(file, "r") as container:
         frame = next(container.decode(video=0))
         if frame.format.name == "ya16be":
             plane = frame.planes[0]

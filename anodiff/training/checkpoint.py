@@ -44,8 +44,8 @@ def load_checkpoint(trainer: Trainer, path: Path) -> None:
     trainer.restore(content["tensors"], State(content["images_seen"], content["seconds"], log))
 
 
-#: what may differ between a run and its continuation without changing any number
-FREE = ("training.checkpoint_minutes", "engine.workers")
+#: what may differ between a run and its continuation without changing a weight
+FREE = ("description", "polarity", "preset", "presets", "calibration", "engine", "training.checkpoint_minutes")
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[str]:

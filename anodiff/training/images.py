@@ -91,11 +91,25 @@ def load_images(
 def split_normals(samples: SampleTable, holdout: float, seed: int) -> tuple[SampleTable, SampleTable]:
     """The normal images to learn from and those held out: by the data's own train/val split, else whole groups.
 
-    Without a ``val`` split, a share ``holdout`` of the groups of the training images is held out, drawn by ``seed``.
-    Raises DataError where there is no normal image or only one group to draw from.
+    Images of other splits (test, dev) are never taken. Without a ``val`` split, a share ``holdout`` of the groups of
+    the training images is held out, drawn by ``seed``.
+
+    Raises DataError where there is no normal image, only one group to draw from, or a group on both sides.
     """
     splits = set(samples.table["split"])
-    normals = select(samples, "train" if "train" in splits else None, normal_only=True)
-    if "val" in splits:
-        return normals, select(samples, "val", normal_only=True)
-    return split_groups(normals, holdout, seed)
+    usable = next((split for split in ("train", "") if split in splits), None)
+    if usable is None:
+        raise DataError(
+            f"{samples.root}: expected images of split train or of none, found only {', '.join(sorted(splits))}"
+        )
+    normals = select(samples, usable, normal_only=True)
+    if "val" not in splits:
+        return split_groups(normals, holdout, seed)
+    heldout = select(samples, "val", normal_only=True)
+    shared = set(group_keys(normals)) & set(group_keys(heldout))
+    if shared:
+        raise DataError(
+            f"{samples.root}: expected groups in one split only, found {len(shared)} in both "
+            f"{usable or 'no split'} and val, {min(shared)!r} first"
+        )
+    return normals, heldout

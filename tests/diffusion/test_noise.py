@@ -90,7 +90,8 @@ def test_unit_variance_at_every_voxel(family: str, shape: tuple[int, ...]) -> No
     assert float(mean.abs().max()) < 5.5 / math.sqrt(count)
     # 8,000 voxels of a chi-square variable with a relative error of sqrt(2 / count).
     assert float((variance - 1).abs().max()) < 5.5 * math.sqrt(2 / count)
-    assert float(variance.mean()) == pytest.approx(1, abs=0.02)
+    # Coarse noise has a few independent numbers a field; test_simplex.py has its variance in closed form.
+    assert float(variance.mean()) == pytest.approx(1, abs=0.02 if family == "gaussian" else 0.2)
 
 
 def test_pyramid_is_red_and_the_gaussian_white() -> None:

@@ -242,6 +242,7 @@ def test_inversion_then_sampling_returns_the_input(method: str, order: int, mixt
     assert errors[-1] < (0.02 if order == 1 else 1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with numpy 2
 @pytest.mark.parametrize(
     ("scheduler", "options", "sampler", "grid"),
     [

@@ -58,14 +58,22 @@ def test_fields_are_what_the_definition_says(shape: tuple[int, ...]) -> None:
         assert float(field[voxel]) == pytest.approx(direct(key, 6, voxel), abs=1e-4)
 
 
-def test_sums_are_exact_whatever_their_order() -> None:
-    """Every weight is a multiple of the quantum and no sum can reach 2^24 of them: float32 makes no rounding error."""
-    tile = simplex.tile_geometry((0, 0), (64, 64), torch.device("cpu"))
-    quanta = tile.weights.double() / simplex.QUANTUM
-    assert torch.equal(quanta, quanta.round())
+@pytest.mark.parametrize("size", [(64, 64), (4, 16, 20)])
+def test_unit_variance_and_exact_sums(size: tuple[int, ...]) -> None:
+    """The variance in closed form (components of a gradient are uncorrelated, of mean square 51), and the quanta.
+
+    Every weight is a multiple of the quantum and no sum can reach 2^24 of them: float32 makes no rounding error.
+    """
+    tile = simplex.tile_geometry((0,) * len(size), size, torch.device("cpu"))
+    voxels = math.prod(size)
     ends = torch.cat([tile.offsets[1:].long(), torch.tensor([len(tile.weights)])])
-    voxel = torch.repeat_interleave(torch.arange(64 * 64), ends - tile.offsets)
-    largest = torch.zeros(64 * 64, dtype=torch.float64).index_add_(0, voxel, quanta.abs() * 11)
+    voxel = torch.repeat_interleave(torch.arange(voxels), ends - tile.offsets)
+    weights = tile.weights.double()
+    variance = torch.zeros(voxels, dtype=torch.float64).index_add_(0, voxel, 51 * weights**2)
+    assert torch.allclose(variance, torch.ones_like(variance), rtol=0, atol=1e-4)
+    quanta = weights / simplex.QUANTUM
+    assert torch.equal(quanta, quanta.round())
+    largest = torch.zeros(voxels, dtype=torch.float64).index_add_(0, voxel, quanta.abs() * 11)
     assert float(largest.max()) < 2**24
 
 
