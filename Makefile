@@ -32,6 +32,8 @@ test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
 test-gpu: $(STAMP)
+	@$(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || \
+		{ echo "make test-gpu: expected a CUDA device, found none on this machine"; exit 2; }
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/anodiff demo --device cuda --output out/demo-gpu --overwrite
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from anodiff.training.images import ImageSet
 
 #: keys of the recipe that a calibration may set; the others are what the model was trained with
-OPEN_KEYS = ("engine", "preset", "presets", "polarity", "calibration", "preprocess")
+OPEN_KEYS = ("engine", "preset", "presets", "polarity", "calibration", "preprocess.max_pixels")
 
 
 def main(
