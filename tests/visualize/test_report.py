@@ -220,7 +220,7 @@ def test_uncalibrated_and_unlabelled_runs_say_so_and_drop_empty_columns() -> Non
 def test_the_scale_is_drawn_with_the_threshold_in_the_middle() -> None:
     page = Page(render_report(_report()))
     for figure in page.all("figure", class_="scale"):
-        assert re.sub(r"\s+", " ", figure["text"]).strip() == "Map value 01 threshold≥ 2"
+        assert re.sub(r"\s+", " ", figure["text"]).strip() == "Map value 01 pixel threshold≥ 2"
 
 
 def test_without_a_scale_no_map_is_shown_and_without_rows_the_page_says_so() -> None:
