@@ -55,6 +55,8 @@ class PreprocessConfig(Section):
     intensity: IntensityConfig = IntensityConfig()
     foreground: Literal["none", "otsu", "threshold"] = "none"
     foreground_threshold: Share = 0.05
+    #: the foreground's rim of so many px (model grid) is no place for anomalies, such as a scalp; never learnt from
+    foreground_erode_px: Annotated[int, Field(ge=0, le=64)] = 0
     max_pixels: Count = 100_000_000
 
 

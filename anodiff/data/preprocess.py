@@ -47,6 +47,8 @@ class PreprocessSettings(Protocol):
     def foreground(self) -> str: ...
     @property
     def foreground_threshold(self) -> float: ...
+    @property
+    def foreground_erode_px(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Preprocessor:
         model_height, model_width = geometry.model
         margin = ((top, model_height - top - height), (left, model_width - left - width))
         planes = np.pad(planes, ((0, 0), *margin), mode="edge")
-        foreground = np.pad(inside, margin, constant_values=False)
+        foreground = np.pad(erode(inside, self.settings.foreground_erode_px), margin, constant_values=False)
         image = torch.from_numpy(np.ascontiguousarray(planes, dtype=np.float32))
         return Prepared(image, torch.from_numpy(foreground), geometry)
 
@@ -224,6 +226,19 @@ def otsu_threshold(values: np.ndarray) -> float:
     sum_below = np.cumsum(counts * centres)[:-1]
     mean_gap = sum_below / np.maximum(below, 1) - ((counts * centres).sum() - sum_below) / np.maximum(above, 1)
     return float(edges[1 + int(np.argmax(below * above * mean_gap**2))])
+
+
+def erode(mask: np.ndarray, width: int) -> np.ndarray:
+    """bool (H, W) without its outer ``width`` px (4-connected steps); unchanged where nothing would be left.
+
+    Outside the image counts as inside, so that a head cut off by the border keeps its cut edge.
+    """
+    if not width:
+        return mask
+    from scipy import ndimage
+
+    inner = np.asarray(ndimage.binary_erosion(mask, iterations=width, border_value=1), dtype=bool)
+    return inner if inner.any() else mask
 
 
 def clean_foreground(mask: np.ndarray) -> np.ndarray:

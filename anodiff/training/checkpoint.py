@@ -45,7 +45,16 @@ def load_checkpoint(trainer: Trainer, path: Path) -> None:
 
 
 #: what may differ between a run and its continuation without changing a weight
-FREE = ("description", "polarity", "preset", "presets", "calibration", "engine", "training.checkpoint_minutes")
+FREE = (
+    "description",
+    "polarity",
+    "preset",
+    "presets",
+    "calibration",
+    "engine",
+    "preprocess.foreground_erode_px",
+    "training.checkpoint_minutes",
+)
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from anodiff.config import IntensityConfig, PreprocessConfig
-from anodiff.data.preprocess import Preprocessor, clean_foreground, otsu_threshold, resize
+from anodiff.data.preprocess import Preprocessor, clean_foreground, erode, otsu_threshold, resize
 from anodiff.data.readers import RawImage
 from anodiff.errors import InputError
 
@@ -233,6 +233,33 @@ def test_any_object_with_the_fields_will_do() -> None:
         resize="stretch",
         foreground="none",
         foreground_threshold=0.05,
+        foreground_erode_px=0,
         intensity=SimpleNamespace(kind="unit_range", low=0.5, high=99.5, clip=None),
     )
     assert Preprocessor(settings)(raw_image(texture(20, 30))).image.shape == (1, 16, 16)
+
+
+def test_eroding_takes_the_rim_and_never_everything() -> None:
+    mask = np.zeros((20, 24), dtype=bool)
+    mask[4:16, 5:19] = True
+    assert np.array_equal(erode(mask, 0), mask)
+    expected = np.zeros_like(mask)
+    expected[7:13, 8:16] = True
+    assert np.array_equal(erode(mask, 3), expected)
+    assert np.array_equal(erode(mask, 9), mask)
+    whole = np.ones((8, 8), dtype=bool)
+    assert np.array_equal(erode(whole, 2), whole)
+
+
+def test_eroding_changes_the_foreground_and_no_pixel() -> None:
+    rng = np.random.default_rng(0)
+    pixels = np.zeros((40, 40, 1), dtype=np.float32)
+    pixels[8:32, 8:32] = rng.uniform(100, 200, (24, 24, 1))
+    raw = raw_image(pixels)
+    for kind in ("unit_range", "percentile", "zscore"):
+        settings = {"size": (40, 40), "foreground": "threshold", "intensity": {"kind": kind}}
+        one = preprocessor(**settings)(raw)
+        two = preprocessor(**{**settings, "intensity": {"kind": kind}, "foreground_erode_px": 2})(raw)
+        assert torch.equal(one.image, two.image)
+        assert int(one.foreground.sum()) == 24 * 24
+        assert int(two.foreground.sum()) == 20 * 20
