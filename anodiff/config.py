@@ -30,16 +30,21 @@ class IntensityConfig(Section):
     """How raw intensities become the [-1, 1] of the library.
 
     ``unit_range`` maps the value range of the data type (0..255, 0..65535; a float image: ``[0, 1]``) to [-1, 1];
-    ``percentile`` maps the ``low`` and ``high`` percentiles of the foreground; ``zscore`` standardises the foreground.
+    ``percentile`` maps the ``low`` and ``high`` percentiles of the foreground; ``zscore`` standardises the foreground;
+    ``robust`` does so by median and quartiles, +-``clip`` deviations becoming -1 and 1. Where lesions are brighter than
+    tissue, ``spread: lower`` measures the deviation below the median only, where lesions cannot widen it.
     """
 
-    kind: Literal["unit_range", "percentile", "zscore"] = "unit_range"
+    kind: Literal["unit_range", "percentile", "zscore", "robust"] = "unit_range"
     low: Annotated[float, Field(ge=0, le=100)] = 0.5
     high: Annotated[float, Field(ge=0, le=100)] = 99.5
     clip: Positive | None = None
+    spread: Literal["both", "lower", "upper"] = "both"
 
     @model_validator(mode="after")
     def _ordered(self) -> IntensityConfig:
+        if self.kind == "robust" and self.clip is None:
+            raise ValueError("robust needs clip, the deviations from the median that become -1 and 1 (5 is usual)")
         if self.low >= self.high:
             raise ValueError(f"low must be below high, found {self.low} and {self.high}")
         return self

@@ -15,6 +15,8 @@ from anodiff.errors import InputError
 
 OTSU_BINS = 256
 SPECKLE_SHARE = 0.1
+#: third quartile of the standard normal distribution
+NORMAL_QUARTILE = 0.6744897501960817
 
 
 class IntensitySettings(Protocol):
@@ -28,6 +30,8 @@ class IntensitySettings(Protocol):
     def high(self) -> float: ...
     @property
     def clip(self) -> float | None: ...
+    @property
+    def spread(self) -> str: ...
 
 
 class PreprocessSettings(Protocol):
@@ -66,7 +70,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Prepared:
-    """image: float32 (C, h, w), in [-1, 1] unless kind is zscore; foreground: bool (h, w), False in padding."""
+    """image: float32 (C, h, w), in [-1, 1] unless intensity.kind is zscore; foreground: bool (h, w), False in padding."""
 
     image: Tensor
     foreground: Tensor
@@ -82,7 +86,9 @@ class Preprocessor:
 
     - ``unit_range``: the value range of the stored type to [-1, 1];
     - ``percentile``: the ``low`` and ``high`` percentiles of the image's foreground to -1 and 1, clipped there;
-    - ``zscore``: mean 0 and deviation 1 over the foreground, clipped at +-``clip`` where that is set.
+    - ``zscore``: mean 0 and deviation 1 over the foreground, clipped at +-``clip`` where that is set;
+    - ``robust``: (value - median) / (``clip`` x deviation), clipped to [-1, 1]; the deviation is that of a normal
+      distribution with the foreground's quartiles: both, or the ``lower`` or ``upper`` one alone (``spread``).
 
     Channels: grey and RGB with three equal channels count as grey; grey is repeated where the model has 3 channels;
     ``settings.channel`` picks one channel (from 0) before anything else. Any other mismatch is an InputError.
@@ -170,17 +176,33 @@ class Preprocessor:
             _check_spread(raw, float((high - low).min()), "percentiles")
             scaled = (planes - low[:, None, None]) / (high - low)[:, None, None] * 2 - 1
             return np.clip(scaled, -1, 1)
+        if intensity.kind == "robust":
+            centre, spread = robust_moments(values, intensity.spread)
+            _check_spread(raw, float(spread.min()), "quartiles")
+            scores = (planes - centre[:, None, None]) / (float(intensity.clip or 1) * spread[:, None, None])
+            return np.clip(scores, -1, 1)
         mean, spread = values.mean(axis=1, dtype=np.float64), values.std(axis=1, dtype=np.float64)
         _check_spread(raw, float(spread.min()), "standard deviation")
         scores = (planes - mean[:, None, None]) / spread[:, None, None]
         return scores if intensity.clip is None else np.clip(scores, -intensity.clip, intensity.clip)
 
 
+def robust_moments(values: np.ndarray, spread: str = "both") -> tuple[np.ndarray, np.ndarray]:
+    """Median and deviation of each row of ``values`` (C, N), the deviation estimated from quartiles.
+
+    Of the distance from the first to the third quartile (``both``), from the first to the median (``lower``) or from
+    the median to the third (``upper``), divided by what it is for a standard normal distribution.
+    """
+    first, centre, third = np.percentile(values.astype(np.float64), [25, 50, 75], axis=1)
+    distance = {"both": (third - first) / 2, "lower": centre - first, "upper": third - centre}[spread]
+    return centre, distance / NORMAL_QUARTILE
+
+
 def _check_spread(raw: RawImage, spread: float, name: str) -> None:
     if not spread > 0:
         raise InputError(
             f"{raw.path}: expected intensities that differ inside the foreground, found no spread between their {name}"
-            if name == "percentiles"
+            if name in ("percentiles", "quartiles")
             else f"{raw.path}: expected intensities that differ inside the foreground, found a {name} of 0"
         )
 

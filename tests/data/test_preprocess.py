@@ -145,10 +145,33 @@ def test_zscore_standardises_the_foreground() -> None:
     assert clipped.image.abs().max() == 1
 
 
+@pytest.mark.parametrize("spread", ["both", "lower", "upper"])
+def test_robust_scale_is_the_deviation_of_normal_values_and_their_median_is_zero(spread: str) -> None:
+    pixels = np.random.default_rng(1).normal(100, 12, (200, 200)).astype(np.float32)
+    settings = {"kind": "robust", "clip": 5.0, "spread": spread}
+    image = preprocessor(size=(200, 200), intensity=settings)(raw_image(pixels)).image
+    assert abs(float(image.median())) < 1e-4
+    assert float(image.std()) == pytest.approx(1 / 5, rel=0.02)
+    assert float(image.abs().max()) <= 1
+
+
+def test_a_bright_lesion_does_not_move_the_lower_spread() -> None:
+    pixels = np.random.default_rng(2).normal(100, 12, (100, 100)).astype(np.float32)
+    lesion = pixels.copy()
+    lesion[30:70, 30:70] += 80  # 16 % of the image
+    clean, found = {}, {}
+    for spread in ("both", "lower"):
+        prepare = preprocessor(size=(100, 100), intensity={"kind": "robust", "clip": 5.0, "spread": spread})
+        clean[spread] = float(prepare(raw_image(pixels)).image[0, :30].std())
+        found[spread] = float(prepare(raw_image(lesion)).image[0, :30].std())
+    assert found["lower"] == pytest.approx(clean["lower"], rel=0.2)
+    assert abs(found["both"] - clean["both"]) > 1.5 * abs(found["lower"] - clean["lower"])
+
+
 def test_intensities_do_not_depend_on_gain_where_they_should_not() -> None:
     pixels = texture(40, 40)
-    for kind in ("percentile", "zscore"):
-        prepare = preprocessor(size=(32, 32), intensity={"kind": kind})
+    for kind, clip in (("percentile", None), ("zscore", None), ("robust", 5.0)):
+        prepare = preprocessor(size=(32, 32), intensity={"kind": kind, "clip": clip})
         one, other = prepare(raw_image(pixels)), prepare(raw_image(pixels * 0.25 + 30))
         np.testing.assert_allclose(one.image.numpy(), other.image.numpy(), atol=1e-4)
 
@@ -156,8 +179,8 @@ def test_intensities_do_not_depend_on_gain_where_they_should_not() -> None:
 def test_no_spread_in_the_foreground_is_an_input_error() -> None:
     pixels = np.zeros((32, 32))
     pixels[8:24, 8:24] = 200
-    for kind in ("percentile", "zscore"):
-        prepare = preprocessor(size=(32, 32), foreground="threshold", intensity={"kind": kind})
+    for kind, clip in (("percentile", None), ("zscore", None), ("robust", 5.0)):
+        prepare = preprocessor(size=(32, 32), foreground="threshold", intensity={"kind": kind, "clip": clip})
         with pytest.raises(InputError, match=r"scan\.png: expected intensities that differ"):
             prepare(raw_image(pixels))
 
@@ -234,7 +257,7 @@ def test_any_object_with_the_fields_will_do() -> None:
         foreground="none",
         foreground_threshold=0.05,
         foreground_erode_px=0,
-        intensity=SimpleNamespace(kind="unit_range", low=0.5, high=99.5, clip=None),
+        intensity=SimpleNamespace(kind="unit_range", low=0.5, high=99.5, clip=None, spread="both"),
     )
     assert Preprocessor(settings)(raw_image(texture(20, 30))).image.shape == (1, 16, 16)
 
@@ -256,10 +279,10 @@ def test_eroding_changes_the_foreground_and_no_pixel() -> None:
     pixels = np.zeros((40, 40, 1), dtype=np.float32)
     pixels[8:32, 8:32] = rng.uniform(100, 200, (24, 24, 1))
     raw = raw_image(pixels)
-    for kind in ("unit_range", "percentile", "zscore"):
-        settings = {"size": (40, 40), "foreground": "threshold", "intensity": {"kind": kind}}
+    for kind in ("unit_range", "percentile", "zscore", "robust"):
+        settings = {"size": (40, 40), "foreground": "threshold", "intensity": {"kind": kind, "clip": 5.0}}
         one = preprocessor(**settings)(raw)
-        two = preprocessor(**{**settings, "intensity": {"kind": kind}, "foreground_erode_px": 2})(raw)
+        two = preprocessor(**{**settings, "foreground_erode_px": 2})(raw)
         assert torch.equal(one.image, two.image)
         assert int(one.foreground.sum()) == 24 * 24
         assert int(two.foreground.sum()) == 20 * 20

@@ -20,9 +20,11 @@ def raw(shape: tuple[int, int], high: float = 255.0) -> RawImage:
     return RawImage(np.round(ramp), 0.0, high, "uint8" if high == 255 else "uint16")
 
 
-@pytest.mark.parametrize("kind", ["unit_range", "percentile", "zscore"])
+@pytest.mark.parametrize("kind", ["unit_range", "percentile", "zscore", "robust"])
 def test_a_perfect_reconstruction_looks_like_its_input(kind: str) -> None:
-    config = PreprocessConfig.model_validate({"size": [32, 32], "resize": "stretch", "intensity": {"kind": kind}})
+    config = PreprocessConfig.model_validate(
+        {"size": [32, 32], "resize": "stretch", "intensity": {"kind": kind, "clip": 5.0}}
+    )
     image = raw((32, 32), 65535.0)
     prepared = Preprocessor(config)(image)
     shown = pictures.display_input(image, prepared.geometry, config)
