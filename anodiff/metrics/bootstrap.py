@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anodiff.errors import DataError
-from anodiff.metrics.pools import Pool, metric_of_bins
+from anodiff.metrics.pools import Pool
 
 CHUNK = 128
 LEAST_DEFINED = 0.5
@@ -39,17 +39,16 @@ def group_weights(n_groups: int, n_boot: int, seed: int) -> NDArray[np.int64]:
 def resampled_metrics(
     pool: Pool, metrics: tuple[str, ...], n_boot: int = 1000, seed: int = 0
 ) -> dict[str, NDArray[np.float64]]:
-    """Each metric ("auroc", "ap", "max_dice") on n_boot resamples of the groups: (n_boot,), NaN where undefined.
+    """Each metric of the pool's on n_boot resamples of the groups: (n_boot,), NaN where undefined.
 
-    Image metrics are exact; pixel metrics are binned by rank, within `PixelPool.error_bound`.
+    Image metrics are exact; pixel and region metrics are binned by rank, within the pool's `error_bound`.
     """
     out = {metric: np.full(n_boot, np.nan) for metric in metrics}
-    if pool.counts.positives and pool.groups:
+    if pool.group_positives.any():
         weights = group_weights(len(pool.groups), n_boot, seed)
         for start in range(0, n_boot, CHUNK):
-            positive, negative = pool.resample(weights[start : start + CHUNK])
-            for metric in metrics:
-                out[metric][start : start + CHUNK] = metric_of_bins(metric, positive, negative)
+            for metric, values in pool.resampled(metrics, weights[start : start + CHUNK]).items():
+                out[metric][start : start + CHUNK] = values
     return out
 
 
@@ -79,8 +78,8 @@ def paired_bootstrap(a: Pool, b: Pool, metric: str, n_boot: int = 1000, seed: in
     """Difference `metric`(a) - `metric`(b) of two methods on the *same* images, groups drawn alike for both.
 
     Args:
-        a, b: two ImagePools or two PixelPools of the same images, masks and groups.
-        metric: "auroc", "ap" or "max_dice".
+        a, b: two ImagePools, PixelPools or RegionPools of the same images, masks and groups.
+        metric: "auroc", "ap" or "max_dice"; "aupro", "aupro_005" or "aupimo" of RegionPools.
 
     Returns:
         {metric, a, b, difference, ci95: [low, high], p, n_groups, reason}: exact values of both methods and their
@@ -95,8 +94,8 @@ def paired_bootstrap(a: Pool, b: Pool, metric: str, n_boot: int = 1000, seed: in
     if not same or not np.array_equal(a.group_negatives, b.group_negatives):
         raise DataError(
             "A paired comparison needs both methods on the same images, masks and groups; found "
-            f"{len(a.groups)} groups with {a.counts.positives} anomalous and {a.counts.negatives} normal items, and "
-            f"{len(b.groups)} groups with {b.counts.positives} and {b.counts.negatives}."
+            f"{len(a.groups)} groups with {a.group_positives.sum()} anomalous and {a.group_negatives.sum()} normal "
+            f"items, and {len(b.groups)} groups with {b.group_positives.sum()} and {b.group_negatives.sum()}."
         )
     value_a, value_b = a.value(metric), b.value(metric)
     result: dict[str, Any] = {"metric": metric, "a": value_a, "b": value_b, "difference": None, "ci95": None, "p": None}

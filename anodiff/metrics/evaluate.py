@@ -2,128 +2,73 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anodiff.errors import DataError
 from anodiff.metrics.bootstrap import bootstrap_intervals, group_weights, interval_of
-from anodiff.metrics.pools import ImagePool, PixelPool
-from anodiff.metrics.ranking import FloatArray, precision_recall_curve, roc_curve, why_undefined
+from anodiff.metrics.breakdown import per_class, per_lesion_size
+from anodiff.metrics.collect import MapItem, Pools, pool_maps
+from anodiff.metrics.overlap import dice, iou
+from anodiff.metrics.pools import Pool
+from anodiff.metrics.ranking import precision_recall_curve, roc_curve, why_undefined
 
-MapItem = tuple[str, NDArray[Any] | None, NDArray[Any] | None]
+__all__ = ["CurvePoints", "MapItem", "Pools", "curves_of", "evaluate_maps", "evaluate_pools", "pool_maps"]
+
 CurvePoints = tuple[NDArray[np.float64], NDArray[np.float64]]
+Reasons = dict[str, str]
 
-
-@dataclass(frozen=True)
-class Pools:
-    """A test set ready to be measured: its images, its pixels, and how many of its images could not be used."""
-
-    images: ImagePool
-    pixels: PixelPool
-    n_unlabelled: int
-    n_without_score: int
-    n_pixel_images: int
-
-
-def pool_maps(
-    maps: Iterable[MapItem],
-    labels: Sequence[Any],
-    scores: Sequence[Any],
-    groups: Sequence[Any] | None = None,
-) -> Pools:
-    """Read a test set once, map by map.
-
-    Args:
-        maps: (id, map, mask) for each image: map float of any shape, higher = more anomalous, or None (no map: the
-            image counts at the image level only); mask bool or 0/1 of the map's shape, True = anomalous, or None. A
-            normal image without a mask is normal everywhere; pixels of an anomalous or unlabelled image without a mask
-            are left out.
-        labels: for each map, in the same order: 0 normal, 1 anomalous, None/NaN/pandas.NA unknown (then taken from the
-            mask).
-        scores: for each map, in the same order: the image score, or None/NaN where the image failed.
-        groups: for each map its patient, clip or part; None or empty where unknown (the image is then a group of its
-            own).
-
-    Raises:
-        DataError: lengths differ, an id is given twice, a map holds NaN, a mask has another shape, or marks a normal
-            image.
-    """
-    ids: list[str] = []
-    image_labels: list[int | None] = []
-    positives: list[FloatArray] = []
-    negatives: list[FloatArray] = []
-    pixel_groups: list[str] = []
-    names: list[str] = []
-    n_expected = _common_length(labels, scores, groups)
-    for i, (name, values, mask) in enumerate(maps):
-        if i >= n_expected:
-            raise DataError(f"There must be as many maps as labels, {n_expected}, found more: {name} has no label.")
-        label = _label(labels[i], name)
-        truth = None if mask is None else np.asarray(mask).astype(bool)
-        if truth is not None and truth.any() and label == 0:
-            raise DataError(f"{name} is labelled normal, but its mask marks {int(truth.sum())} anomalous pixels.")
-        if label is None and truth is not None:
-            label = int(truth.any())
-        known_group = groups is not None and _group(groups[i])
-        group = f"group {known_group}" if known_group else f"image {name}"
-        ids.append(name)
-        image_labels.append(label)
-        names.append(group)
-        if values is not None and (truth is not None or label == 0):
-            positive, negative = _split(name, values, truth)
-            positives.append(positive)
-            negatives.append(negative)
-            pixel_groups.append(group)
-    if len(ids) < n_expected:
-        raise DataError(f"There must be as many maps as labels, {n_expected}, found {len(ids)}.")
-    if len(set(ids)) < len(ids):
-        raise DataError(f"Every map needs an id of its own; {Counter(ids).most_common(1)[0][0]} is given twice.")
-    numbers = np.array([math.nan if (number := _number(score)) is None else number for score in scores])
-    used = [i for i, label in enumerate(image_labels) if label is not None and np.isfinite(numbers[i])]
-    return Pools(
-        images=ImagePool([image_labels[i] == 1 for i in used], numbers[used], [names[i] for i in used]),
-        pixels=PixelPool(positives, negatives, pixel_groups),
-        n_unlabelled=sum(label is None for label in image_labels),
-        n_without_score=int(np.count_nonzero(np.isnan(numbers))),
-        n_pixel_images=len(positives),
-    )
+IMAGE_KEYS = {"image_auroc": "auroc", "image_ap": "ap", "image_oracle_f1": "max_dice"}
+#: the best F1 over pixels is the best Dice: one number, under the name that each field looks for
+PIXEL_KEYS = {"pixel_auroc": "auroc", "pixel_ap": "ap", "oracle_max_dice": "max_dice", "oracle_f1": "max_dice"}
+REGION_KEYS = {"aupro": "aupro", "aupro_005": "aupro_005", "aupimo": "aupimo"}
+AUPIMO_PERCENTILES = {"aupimo_p25": 25, "aupimo_median": 50, "aupimo_p75": 75}
+NO_THRESHOLD = "no pixel threshold: the model is not calibrated for this preset"
 
 
 def evaluate_pools(
-    pools: Pools, *, pixel_threshold_fpr5: float | None, n_boot: int = 1000, seed: int = 0
+    pools: Pools,
+    *,
+    pixel_threshold_fpr5: float | None,
+    pixel_thresholds: Mapping[str, float] | None = None,
+    lesion_size_edges: Sequence[float] | None = None,
+    n_boot: int = 1000,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """All metrics of a pooled test set, flat; arguments and keys as `evaluate_maps`."""
-    out: dict[str, Any] = {}
-    reasons: dict[str, str] = {}
-    for level, pool in (("image", pools.images), ("pixel", pools.pixels)):
-        wanted = ("auroc", "ap") if level == "image" else ("auroc", "ap", "max_dice")
-        intervals = bootstrap_intervals(pool, wanted, n_boot, seed)
-        for metric in wanted:
-            key = "oracle_max_dice" if metric == "max_dice" else f"{level}_{metric}"
-            out[key] = pool.value(metric)
-            reason = why_undefined(metric, pool.counts.positives, pool.counts.negatives, level)
-            if reason is not None:
-                out[f"{key}_ci95"] = None
-                reasons[key] = reasons[f"{key}_ci95"] = reason
-                continue
-            out[f"{key}_ci95"] = intervals[metric].as_list()
-            if (missing := intervals[metric].reason) is not None:
-                reasons[f"{key}_ci95"] = missing
-    out |= _dice_at_fpr5(pools.pixels, pixel_threshold_fpr5, n_boot, seed, reasons)
-    n_images = pools.images.counts.positives + pools.images.counts.negatives
+    reasons: Reasons = {}
+    images, pixels, regions = pools.images, pools.pixels, pools.regions
+    image_reason = _ranking_reason(images.counts.positives, images.counts.negatives, "image")
+    pixel_reason = _ranking_reason(pixels.counts.positives, pixels.counts.negatives, "pixel")
+    out = _with_intervals(images, IMAGE_KEYS, image_reason, n_boot, seed, reasons)
+    out |= _with_intervals(pixels, PIXEL_KEYS, pixel_reason, n_boot, seed, reasons)
+    out |= _with_intervals(regions, REGION_KEYS, regions.why_undefined, n_boot, seed, reasons)
+    for key, percent in AUPIMO_PERCENTILES.items():
+        out[key] = regions.aupimo.percentile(percent)
+        if out[key] is None:
+            reasons[key] = reasons["aupimo"]
+    for name, threshold in {"fpr5": pixel_threshold_fpr5, **(pixel_thresholds or {})}.items():
+        out |= _at_threshold(pools, name, threshold, n_boot, seed, reasons)
+    if pools.froc is not None:
+        out["froc"] = pools.froc.score()
+        if out["froc"] is None:
+            reasons["froc"] = "no anomalous region"
+    if pools.classes is not None:
+        out["per_class"], missing = per_class(pools, pools.classes)
+        reasons |= missing
+    if lesion_size_edges is not None:
+        out["per_lesion_size"], missing = per_lesion_size(pools, lesion_size_edges, pixel_threshold_fpr5)
+        reasons |= missing
     return out | {
-        "n_images": n_images,
-        "n_anomalous": pools.images.counts.positives,
+        "n_images": images.counts.positives + images.counts.negatives,
+        "n_anomalous": images.counts.positives,
         "n_unlabelled": pools.n_unlabelled,
         "n_without_score": pools.n_without_score,
         "n_pixel_images": pools.n_pixel_images,
-        "n_groups": len(pools.images.groups),
+        "n_regions": len(regions.sizes),
+        "n_groups": len(images.groups),
         "n_boot": n_boot,
         "reasons": reasons,
     }
@@ -134,31 +79,50 @@ def evaluate_maps(
     labels: Sequence[Any],
     scores: Sequence[Any],
     groups: Sequence[Any] | None = None,
+    classes: Sequence[Any] | None = None,
     *,
     pixel_threshold_fpr5: float | None,
+    pixel_thresholds: Mapping[str, float] | None = None,
+    candidate_threshold: float | None = None,
+    lesion_size_edges: Sequence[float] | None = None,
     n_boot: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Measure a set of maps: exact values, 95 % intervals over groups, a reason for everything that is undefined.
 
     Args:
-        maps, labels, scores, groups: the test set, see `pool_maps`.
+        maps, labels, scores, groups, classes, candidate_threshold: the test set, see `pool_maps`.
         pixel_threshold_fpr5: the stored threshold that 5 % of the foreground pixels of the calibration normals exceed,
             or None.
+        pixel_thresholds: more thresholds set on normals, by name, such as {"fpr1": ...} (`thresholds_on_normals`).
+        lesion_size_edges: sizes in pixels that separate classes of lesions.
         n_boot: resamples of the groups.
         seed: of the resamples.
 
     Returns:
-        Plain numbers, ready for JSON: image_auroc, image_ap, pixel_auroc, pixel_ap (AP is over all pixels of all images
-        pooled), dice_at_fpr5 (pooled Dice of map > threshold), oracle_max_dice, each with `<name>_ci95` [low, high];
-        n_images (labelled and scored), n_anomalous, n_unlabelled, n_without_score, n_pixel_images, n_groups, n_boot;
-        reasons {key: sentence} for every key that is None.
+        Plain numbers, ready for JSON. With `<name>_ci95` [low, high]: image_auroc, image_ap, image_oracle_f1,
+        pixel_auroc, pixel_ap (over all pixels of all images pooled), oracle_max_dice and oracle_f1 (the same number),
+        aupro (limit 0.3), aupro_005 (0.05), aupimo (mean over the anomalous images), and at the threshold fpr5 and each
+        of `pixel_thresholds` dice_at_<threshold>, iou_at_<threshold> (pooled, map > threshold) and
+        lesion_sensitivity_at_<threshold> (share of the regions with a pixel above it). Without: aupimo_p25,
+        aupimo_median, aupimo_p75 (of the images); n_images (labelled and scored), n_anomalous, n_unlabelled,
+        n_without_score, n_pixel_images, n_regions, n_groups, n_boot; reasons {key: sentence} for every key that is
+        None. If asked for: froc (mean sensitivity at 1/4 ... 8 false detections an image), per_class {class:
+        {image_auroc, image_ap, pixel_auroc, pixel_ap, n}}, per_lesion_size {size: {pixel_auroc, pixel_ap, sensitivity,
+        n}}.
 
     Raises:
         DataError: see `pool_maps`.
     """
-    pools = pool_maps(maps, labels, scores, groups)
-    return evaluate_pools(pools, pixel_threshold_fpr5=pixel_threshold_fpr5, n_boot=n_boot, seed=seed)
+    pools = pool_maps(maps, labels, scores, groups, classes, candidate_threshold=candidate_threshold)
+    return evaluate_pools(
+        pools,
+        pixel_threshold_fpr5=pixel_threshold_fpr5,
+        pixel_thresholds=pixel_thresholds,
+        lesion_size_edges=lesion_size_edges,
+        n_boot=n_boot,
+        seed=seed,
+    )
 
 
 def curves_of(pools: Pools, max_points: int = 400) -> dict[str, CurvePoints]:
@@ -173,67 +137,64 @@ def curves_of(pools: Pools, max_points: int = 400) -> dict[str, CurvePoints]:
     return curves
 
 
-def _dice_at_fpr5(
-    pixels: PixelPool, threshold: float | None, n_boot: int, seed: int, reasons: dict[str, str]
+def _ranking_reason(positives: int, negatives: int, level: str) -> Callable[[str], str | None]:
+    return lambda metric: why_undefined(metric, positives, negatives, level)
+
+
+def _with_intervals(
+    pool: Pool,
+    keys: Mapping[str, str],
+    reason_of: Callable[[str], str | None],
+    n_boot: int,
+    seed: int,
+    reasons: Reasons,
 ) -> dict[str, Any]:
+    """{key: value, key_ci95: interval} of the pool's metrics; what is None gets its entry in `reasons`."""
+    out: dict[str, Any] = {}
+    missing = {metric: reason_of(metric) for metric in dict.fromkeys(keys.values())}
+    defined = tuple(metric for metric, reason in missing.items() if reason is None)
+    intervals = bootstrap_intervals(pool, defined, n_boot, seed) if defined else {}
+    for key, metric in keys.items():
+        found = intervals.get(metric)
+        out[key] = None if found is None else pool.value(metric)
+        out[f"{key}_ci95"] = None if found is None else found.as_list()
+        _note(key, missing[metric], None if found is None else found.reason, reasons)
+    return out
+
+
+def _at_threshold(
+    pools: Pools, name: str, threshold: float | None, n_boot: int, seed: int, reasons: Reasons
+) -> dict[str, Any]:
+    """Pooled Dice and IoU, and the share of regions found, with map > threshold."""
+    pixels, regions = pools.pixels, pools.regions
     reason = why_undefined("dice", pixels.counts.positives, pixels.counts.negatives, "pixel")
-    if reason is None and threshold is None:
-        reason = "no pixel threshold: the model is not calibrated for this preset"
+    reason = NO_THRESHOLD if reason is None and threshold is None else reason
+    keys = (f"dice_at_{name}", f"iou_at_{name}", f"lesion_sensitivity_at_{name}")
     if reason is not None or threshold is None:
-        reasons["dice_at_fpr5"] = reasons["dice_at_fpr5_ci95"] = str(reason)
-        return {"dice_at_fpr5": None, "dice_at_fpr5_ci95": None}
+        for key in keys:
+            _note(key, reason, None, reasons)
+        return dict.fromkeys((each for key in keys for each in (key, f"{key}_ci95")), None)
     hits, predicted = pixels.above(threshold)
-    weights = group_weights(len(pixels.groups), n_boot, seed)
-    positives = weights @ pixels.group_positives
+    found = regions.found_by_group(threshold)
+    totals = int(hits.sum()), int(predicted.sum()), pixels.counts.positives
+    exact = (dice(*totals), iou(*totals), int(found.sum()) / len(regions.sizes))
+    drawn = group_weights(len(pixels.groups), n_boot, seed)
     with np.errstate(invalid="ignore", divide="ignore"):
-        values = np.where(positives > 0, 2 * (weights @ hits) / (weights @ predicted + positives), np.nan)
-    interval = interval_of(values, len(pixels.groups))
-    if interval.reason is not None:
-        reasons["dice_at_fpr5_ci95"] = interval.reason
-    return {"dice_at_fpr5": pixels.dice_at(threshold), "dice_at_fpr5_ci95": interval.as_list()}
+        positives = (drawn @ pixels.group_positives).astype(np.float64)
+        positives[positives == 0] = np.nan
+        dices = 2 * (drawn @ hits) / (drawn @ predicted + positives)
+        resampled = (dices, dices / (2 - dices), (drawn @ found) / (drawn @ regions.group_regions))
+    out: dict[str, Any] = {}
+    for key, value, values in zip(keys, exact, resampled, strict=True):
+        interval = interval_of(values, len(pixels.groups))
+        out |= {key: value, f"{key}_ci95": interval.as_list()}
+        _note(key, None, interval.reason, reasons)
+    return out
 
 
-def _split(name: str, values: NDArray[Any], truth: NDArray[np.bool_] | None) -> tuple[FloatArray, FloatArray]:
-    pixels = np.asarray(values)
-    if pixels.dtype not in (np.float32, np.float64):
-        pixels = pixels.astype(np.float32 if pixels.dtype == np.float16 else np.float64)
-    if truth is not None and truth.shape != pixels.shape:
-        raise DataError(f"The mask of {name} must have the shape of its map, {pixels.shape}, found {truth.shape}.")
-    if np.isnan(pixels).any():
-        raise DataError(f"The map of {name} holds {int(np.isnan(pixels).sum())} NaN pixels; a map must be finite.")
-    if truth is None:
-        return pixels.ravel()[:0], pixels.ravel()
-    return pixels[truth], pixels[~truth]
-
-
-def _common_length(labels: Sequence[Any], scores: Sequence[Any], groups: Sequence[Any] | None) -> int:
-    lengths = {"labels": len(labels), "scores": len(scores)} | ({} if groups is None else {"groups": len(groups)})
-    if len(set(lengths.values())) > 1:
-        found = ", ".join(f"{length} {what}" for what, length in lengths.items())
-        raise DataError(f"Labels, scores and groups must be as many as the maps, found {found}.")
-    return len(labels)
-
-
-def _number(value: Any) -> float | None:
-    """A finite float, or None for None, NaN, infinities and pandas.NA."""
-    try:
-        number = float(value)
-    except TypeError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _label(value: Any, name: str) -> int | None:
-    number = _number(value)
-    if number is None:
-        return None
-    if number not in (0, 1):
-        raise DataError(f"The label of {name} must be 0 (normal), 1 (anomalous) or unknown, found {value!r}.")
-    return int(number)
-
-
-def _group(value: Any) -> str:
-    """The group's name, or an empty string for None, NaN and pandas.NA."""
-    if value is None or (not isinstance(value, str) and _number(value) is None):
-        return ""
-    return str(value)
+def _note(key: str, reason: str | None, interval_reason: str | None, reasons: Reasons) -> None:
+    """Enters why a key, and why its interval, is None."""
+    if reason is not None:
+        reasons[key] = reasons[f"{key}_ci95"] = reason
+    elif interval_reason is not None:
+        reasons[f"{key}_ci95"] = interval_reason

@@ -1,8 +1,8 @@
 """A test set's scores ordered once, so that every metric is exact and every resample of its groups is cheap.
 
 `ImagePool` holds one score an image, `PixelPool` every pixel of every map. Both answer the same two questions: the
-exact `value(metric)`, and `resample(weights)`, the counts of each class from the highest score to the lowest when
-group g is drawn weights[b, g] times. Metrics are "auroc", "ap" and "max_dice".
+exact `value(metric)`, and `resampled(metrics, weights)`, the metrics when group g is drawn weights[b, g] times.
+Metrics are "auroc", "ap" and "max_dice". `RegionPool` (regionpool.py) answers them for AUPRO and AUPIMO.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ class Pool(Protocol):
     """What the bootstrap needs to know of a test set."""
 
     groups: tuple[str, ...]
-    counts: RankCounts
     group_positives: NDArray[np.int64]
     group_negatives: NDArray[np.int64]
 
     def value(self, metric: str) -> float | None: ...
 
-    def resample(self, weights: NDArray[Any]) -> tuple[Counts, Counts]: ...
+    def resampled(self, metrics: tuple[str, ...], weights: NDArray[Any]) -> dict[str, Counts]: ...
 
 
 def metric_value(counts: RankCounts, metric: str) -> float | None:
@@ -124,6 +123,11 @@ class ImagePool:
         """Exact "auroc", "ap" or "max_dice"; None where undefined."""
         return metric_value(self.counts, metric)
 
+    def resampled(self, metrics: tuple[str, ...], weights: NDArray[Any]) -> dict[str, Counts]:
+        """Each metric, (n_boot,), when group g is drawn weights[b, g] times; NaN where undefined."""
+        counts = self.resample(weights)
+        return {metric: metric_of_bins(metric, *counts) for metric in metrics}
+
     def resample(self, weights: NDArray[Any]) -> tuple[Counts, Counts]:
         """Counts (n_boot, distinct scores) of the anomalous and the normal images for weights (n_boot, n_groups)."""
         drawn = np.asarray(weights, dtype=np.float64)[:, self._group]
@@ -145,6 +149,13 @@ class PixelPool:
         negatives: for each image the values of its normal pixels.
         groups: for each image the name of its group.
         bins: quantiles a class.
+
+    Attributes:
+        positives, negatives: for each image its values, ascending.
+        group_of_image: for each image the number of its group.
+        edges: (B,) left edges of the bins, ascending.
+        negative_bins: (n_groups, B) normal pixels, highest bin first.
+        single_valued: (B,) whether all pixels of a bin have one value, highest bin first.
     """
 
     def __init__(
@@ -154,31 +165,36 @@ class PixelPool:
             raise ValueError(f"{len(positives)}, {len(negatives)} and {len(groups)} images must be as many")
         self.groups = tuple(sorted(set(groups)))
         number = {name: i for i, name in enumerate(self.groups)}
-        self._group = np.array([number[name] for name in groups], dtype=np.int64)
-        self._positives = [np.sort(values, axis=None) for values in positives]
-        self._negatives = [np.sort(values, axis=None) for values in negatives]
-        pooled = [_pooled(self._positives), _pooled(self._negatives)]
+        self.group_of_image = np.array([number[name] for name in groups], dtype=np.int64)
+        self.positives = [np.sort(values, axis=None) for values in positives]
+        self.negatives = [np.sort(values, axis=None) for values in negatives]
+        pooled = [_pooled(self.positives), _pooled(self.negatives)]
         self.counts = rank_counts(*pooled)
-        self._edges = _edges(pooled, bins)
-        self._single = _single_valued(pooled, self._edges)
+        self.edges = _edges(pooled, bins)
+        self.single_valued = _single_valued(pooled, self.edges)
         del pooled
-        self._positive_bins = self._histograms(self._positives)
-        self._negative_bins = self._histograms(self._negatives)
+        self._positive_bins = self._histograms(self.positives)
+        self.negative_bins = self._histograms(self.negatives)
         self.group_positives = self._positive_bins.sum(1, dtype=np.int64)
-        self.group_negatives = self._negative_bins.sum(1, dtype=np.int64)
+        self.group_negatives = self.negative_bins.sum(1, dtype=np.int64)
 
     def value(self, metric: str) -> float | None:
         """Exact "auroc", "ap" or "max_dice" over all pixels; None where undefined."""
         return metric_value(self.counts, metric)
 
+    def resampled(self, metrics: tuple[str, ...], weights: NDArray[Any]) -> dict[str, Counts]:
+        """Each metric, (n_boot,), when group g is drawn weights[b, g] times; NaN where undefined."""
+        counts = self.resample(weights)
+        return {metric: metric_of_bins(metric, *counts) for metric in metrics}
+
     def resample(self, weights: NDArray[Any]) -> tuple[Counts, Counts]:
         """Counts (n_boot, bins) of the anomalous and the normal pixels for weights (n_boot, n_groups)."""
         drawn = np.asarray(weights, dtype=np.float64)
-        return _weighted(drawn, self._positive_bins), _weighted(drawn, self._negative_bins)
+        return weighted(drawn, self._positive_bins), weighted(drawn, self.negative_bins)
 
     def error_bound(self, metric: str, positive: Counts, negative: Counts) -> Counts:
         """`binning_error` of counts that `resample` gave."""
-        return binning_error(metric, positive, negative, self._single)
+        return binning_error(metric, positive, negative, self.single_valued)
 
     def dice_at(self, threshold: float) -> float | None:
         """Exact pooled Dice of (value > threshold); None without an anomalous pixel."""
@@ -189,16 +205,16 @@ class PixelPool:
         """For each group (anomalous pixels above the threshold, all pixels above it), (n_groups,) each."""
         hits = np.zeros(len(self.groups), dtype=np.int64)
         predicted = np.zeros(len(self.groups), dtype=np.int64)
-        for group, positive, negative in zip(self._group, self._positives, self._negatives, strict=True):
+        for group, positive, negative in zip(self.group_of_image, self.positives, self.negatives, strict=True):
             found = positive.size - np.searchsorted(positive, threshold, side="right")
             hits[group] += found
             predicted[group] += found + negative.size - np.searchsorted(negative, threshold, side="right")
         return hits, predicted
 
     def _histograms(self, images: Sequence[FloatArray]) -> NDArray[np.uint32]:
-        bins = np.zeros((len(self.groups), len(self._edges)), dtype=np.uint32)
-        for group, values in zip(self._group, images, strict=True):
-            starts = np.searchsorted(values, self._edges)
+        bins = np.zeros((len(self.groups), len(self.edges)), dtype=np.uint32)
+        for group, values in zip(self.group_of_image, images, strict=True):
+            starts = np.searchsorted(values, self.edges)
             bins[group] += np.diff(starts, append=values.size)[::-1].astype(np.uint32)
         return bins
 
@@ -233,7 +249,8 @@ def _single_valued(pooled: Sequence[FloatArray], edges: FloatArray) -> NDArray[n
     return (low >= high)[::-1]
 
 
-def _weighted(weights: Counts, bins: NDArray[np.uint32], columns: int = 512) -> Counts:
+def weighted(weights: Counts, bins: NDArray[Any], columns: int = 512) -> Counts:
+    """weights (n_boot, n_groups) @ bins (n_groups, B) in float64, without a float64 copy of all bins."""
     out = np.empty((len(weights), bins.shape[1]))
     for start in range(0, bins.shape[1], columns):
         out[:, start : start + columns] = weights @ bins[:, start : start + columns].astype(np.float64)

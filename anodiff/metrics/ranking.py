@@ -9,13 +9,11 @@ everything: 1e8 pixels fit in memory.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-FloatArray = NDArray[np.floating[Any]]
-IntArray = NDArray[np.int64]
+from anodiff.metrics.arrays import FloatArray, IntArray, as_array
 
 
 @dataclass(frozen=True)
@@ -71,8 +69,8 @@ def rank_counts(positive_scores: ArrayLike, negative_scores: ArrayLike) -> RankC
     Raises:
         ValueError: a score is NaN.
     """
-    positive = np.sort(np.asarray(positive_scores).ravel())
-    negative = np.sort(np.asarray(negative_scores).ravel())
+    positive = np.sort(as_array(positive_scores), axis=None)
+    negative = np.sort(as_array(negative_scores), axis=None)
     if any(values.size and np.isnan(values[-1]) for values in (positive, negative)):
         raise ValueError("scores must not be NaN")
     first = np.flatnonzero(np.append(True, positive[1:] != positive[:-1])[: positive.size])
@@ -89,8 +87,8 @@ def rank_counts(positive_scores: ArrayLike, negative_scores: ArrayLike) -> RankC
 
 def split_by_label(labels: ArrayLike, scores: ArrayLike) -> tuple[FloatArray, FloatArray]:
     """(scores of the anomalous items, scores of the normal items); labels are 0/1 or bool, same shape as scores."""
-    flags = np.asarray(labels)
-    values = np.asarray(scores)
+    flags = as_array(labels)
+    values = as_array(scores)
     if flags.shape != values.shape:
         raise ValueError(f"labels and scores must have one shape, found {flags.shape} and {values.shape}")
     if flags.dtype != np.bool_:
