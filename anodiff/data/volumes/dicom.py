@@ -1,0 +1,400 @@
+"""DICOM headers to frames: what lies in each file, and which frames make a volume.
+
+Only the tags named here are ever parsed, so nothing of the patient's name, identity or birth date reaches a message.
+Coordinates stay DICOM's (LPS mm) here; ``dicom_read`` turns them into RAS+.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from anodiff.data.volumes.volume import MAX_PARTS
+
+Vector = tuple[float, float, float]
+
+#: objects that hold numbers about an image, or drawings on it, but no image of the patient
+NOT_IMAGES = {
+    "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
+    "1.2.840.10008.5.1.4.1.1.66.7": "a label map segmentation",
+    "1.2.840.10008.5.1.4.1.1.30": "a parametric map",
+    "1.2.840.10008.5.1.4.1.1.481.2": "a radiotherapy dose grid",
+    "1.2.840.10008.5.1.4.1.1.66.1": "a spatial registration",
+}
+_DIRECTORY = "1.2.840.10008.1.3.10"
+_PLAIN_TAGS = (
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+    "SeriesNumber",
+    "InstanceNumber",
+    "Modality",
+    "ImageType",
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "BitsAllocated",
+    "BitsStored",
+    "PixelRepresentation",
+    "PixelSpacing",
+    "ImagerPixelSpacing",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+    "ImageOrientationPatient",
+    "ImagePositionPatient",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "ModalityLUTSequence",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "BurnedInAnnotation",
+    "TemporalPositionIdentifier",
+    "EchoNumbers",
+    "EchoTime",
+    "DiffusionBValue",
+    "AcquisitionNumber",
+    "TriggerTime",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+)
+#: what can tell two frames at one place apart, in the order in which it is tried
+_MARKS = ("temporal position", "echo", "echo time", "b-value", "image type", "acquisition", "trigger time")
+_SAME_DIRECTION = 1e-3
+_SAME_PLACE_MM = 1e-3
+
+
+@dataclass(frozen=True, repr=False)
+class Frame:
+    """One slice of one file; lengths in mm, directions and positions in DICOM's patient frame (LPS).
+
+    index: from 0, among ``count`` frames of the file. rows_direction, columns_direction: unit vectors along which the
+    column and the row number grow; None where the object has no place in the patient. spacing: (between rows, between
+    columns), None where unknown; at_detector: measured there, not in the patient. padding: the lowest and highest
+    stored value that mean "no pixel here". marks: values that may tell it from a frame at the same place.
+    """
+
+    path: str
+    index: int
+    count: int
+    series: str
+    instance: str
+    reference: str
+    series_number: int | None
+    instance_number: int
+    modality: str
+    rows: int
+    columns: int
+    samples: int
+    photometric: str
+    bits_allocated: int
+    bits_stored: int
+    signed: bool
+    slope: float
+    intercept: float
+    spacing: tuple[float, float] | None
+    at_detector: bool
+    thickness: float | None
+    rows_direction: Vector | None
+    columns_direction: Vector | None
+    position: Vector | None
+    lookup: bool = False
+    padding: tuple[float, float] | None = None
+    burned_in: bool = False
+    marks: tuple[str, ...] = ()
+
+    @property
+    def placed(self) -> bool:
+        """Whether position, orientation and spacing are all known."""
+        return None not in (self.rows_direction, self.position, self.spacing)
+
+    @property
+    def normal(self) -> np.ndarray:
+        """Unit vector (3,) out of the slice, right-handed with rows and columns."""
+        normal = np.cross(np.array(self.rows_direction), np.array(self.columns_direction))
+        # Parallel directions have no normal; reading refuses them.
+        return np.asarray(normal / max(float(np.linalg.norm(normal)), 1e-12))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Frames that make one volume, sorted along the slice normal; remarks: what became of the others."""
+
+    frames: tuple[Frame, ...]
+    remarks: tuple[str, ...] = ()
+
+
+def read_frames(path: str | os.PathLike[str]) -> list[Frame] | str:
+    """The frames of a file from its header, or the reason why it holds none. Nothing is decoded."""
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+
+    try:
+        # ``force`` reads files that lack the preamble; whether they are DICOM shows in what they hold.
+        header = pydicom.dcmread(
+            path, stop_before_pixels=True, force=True, specific_tags=[*_PLAIN_TAGS, "DirectoryRecordSequence"]
+        )
+        return _frames_of(header, str(path))
+    except (InvalidDicomError, EOFError):
+        return "a damaged DICOM file: its header ends too early"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror or type(error).__name__})"
+    except Exception as error:
+        # The text of the error may quote the header, and with it the patient: only its kind is passed on.
+        return f"a damaged DICOM header ({type(error).__name__})"
+
+
+def _frames_of(header: Any, path: str) -> list[Frame] | str:
+    sop = str(header.get("SOPClassUID", "") or "")
+    stated = str(getattr(header, "file_meta", {}).get("MediaStorageSOPClassUID", "") or "")
+    if _DIRECTORY in (sop, stated) or "DirectoryRecordSequence" in header:
+        return "a DICOM directory (an index of other files), not an image"
+    if sop in NOT_IMAGES:
+        return f"{NOT_IMAGES[sop]}, not an image of the patient"
+    if not header.get("Rows") or not header.get("Columns"):
+        return _without_pixels(header, sop)
+    missing = [name for name in ("BitsAllocated", "PhotometricInterpretation") if not header.get(name)]
+    if missing:
+        return f"an image whose header lacks {' and '.join(missing)}"
+    count = max(1, _whole(header.get("NumberOfFrames"), 1))
+    if count > MAX_PARTS:
+        return f"a damaged DICOM file: it names {count:,} frames"
+    shared = (header.get("SharedFunctionalGroupsSequence") or [None])[0]
+    per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
+    if per_frame and len(per_frame) != count:
+        return f"a damaged DICOM file: it names {count} frames and describes {len(per_frame)}"
+    common = _common(header, path, count)
+    places: Iterable[Any] = per_frame or [None] * count
+    return [Frame(**common, index=index, **_place(header, shared, own)) for index, own in enumerate(places)]
+
+
+def _without_pixels(header: Any, sop: str) -> str:
+    from pydicom.uid import UID
+
+    modality = str(header.get("Modality", "") or "")
+    name = UID(sop).name if sop else ""
+    if not name or name == sop:
+        name = f"an object of modality {modality}" if modality else "an object of no named kind"
+    return f"{name}: it has no image size, so no pixels to read"
+
+
+def _common(header: Any, path: str, count: int) -> dict[str, Any]:
+    bits = _whole(header.get("BitsAllocated"), 8)
+    number = header.get("SeriesNumber")
+    return {
+        "path": path,
+        "count": count,
+        "series": str(header.get("SeriesInstanceUID", "") or ""),
+        "instance": str(header.get("SOPInstanceUID", "") or ""),
+        "reference": str(header.get("FrameOfReferenceUID", "") or ""),
+        "series_number": None if number in (None, "") else _whole(number, 0),
+        "instance_number": _whole(header.get("InstanceNumber"), 0),
+        "modality": str(header.get("Modality", "") or "")[:16],
+        "rows": int(header.Rows),
+        "columns": int(header.Columns),
+        "samples": _whole(header.get("SamplesPerPixel"), 1),
+        "photometric": str(header.PhotometricInterpretation).strip()[:16],
+        "bits_allocated": bits,
+        "bits_stored": _whole(header.get("BitsStored"), bits),
+        "signed": _whole(header.get("PixelRepresentation"), 0) == 1,
+        "lookup": bool(header.get("ModalityLUTSequence")),
+        "padding": _padding(header),
+        "burned_in": str(header.get("BurnedInAnnotation", "") or "").upper() == "YES",
+    }
+
+
+def _padding(header: Any) -> tuple[float, float] | None:
+    first = header.get("PixelPaddingValue")
+    last = header.get("PixelPaddingRangeLimit")
+    # A value whose type the header leaves open stays bytes: nothing is assumed of it then.
+    values = sorted(float(value) for value in (first, last) if isinstance(value, int | float))
+    return (values[0], values[-1]) if values and isinstance(first, int | float) else None
+
+
+def _place(header: Any, shared: Any, own: Any) -> dict[str, Any]:
+    """Where a frame lies, from its functional groups where the object has them, else from the plain tags."""
+    measures = _macro("PixelMeasuresSequence", own, shared) or header
+    plane = _macro("PlaneOrientationSequence", own, shared) or header
+    position = _macro("PlanePositionSequence", own, shared) or (header if own is None else {})
+    values = _macro("PixelValueTransformationSequence", own, shared) or header
+    spacing, at_detector = _numbers(measures.get("PixelSpacing"), 2), False
+    if spacing is None:
+        spacing, at_detector = _numbers(header.get("ImagerPixelSpacing"), 2), True
+    axes = _numbers(plane.get("ImageOrientationPatient"), 6)
+    # A multi-frame object that says one position for all its frames places none of them.
+    places = own is not None or _whole(header.get("NumberOfFrames"), 1) == 1
+    where = _numbers(position.get("ImagePositionPatient"), 3) if places else None
+    thickness = measures.get("SpacingBetweenSlices") or measures.get("SliceThickness")
+    return {
+        "slope": _number(values.get("RescaleSlope"), 1.0),
+        "intercept": _number(values.get("RescaleIntercept"), 0.0),
+        "spacing": spacing,
+        "at_detector": at_detector and spacing is not None,
+        "thickness": abs(_number(thickness, 0.0)) or None,
+        "rows_direction": axes[:3] if axes else None,
+        "columns_direction": axes[3:] if axes else None,
+        "position": where,
+        "marks": _marks(header, own),
+    }
+
+
+def _marks(header: Any, own: Any) -> tuple[str, ...]:
+    content = _macro("FrameContentSequence", own, None) or {}
+    echo = _macro("MREchoSequence", own, None) or {}
+    diffusion = _macro("MRDiffusionSequence", own, None) or header
+    kind = _macro("MRImageFrameTypeSequence", own, None) or _macro("CTImageFrameTypeSequence", own, None) or {}
+    values = (
+        content.get("TemporalPositionIndex") or header.get("TemporalPositionIdentifier"),
+        header.get("EchoNumbers"),
+        echo.get("EffectiveEchoTime") or header.get("EchoTime"),
+        diffusion.get("DiffusionBValue"),
+        kind.get("FrameType") or header.get("ImageType"),
+        content.get("FrameAcquisitionNumber") or header.get("AcquisitionNumber"),
+        header.get("TriggerTime"),
+    )
+    return tuple("" if value is None else str(value) for value in values)
+
+
+def _macro(name: str, own: Any, shared: Any) -> Any:
+    """The first item of a functional group, the frame's own before the shared one."""
+    for groups in (own, shared):
+        if groups is not None and groups.get(name):
+            return groups.get(name)[0]
+    return None
+
+
+def _number(value: Any, default: float) -> float:
+    return default if value in (None, "") else float(value)
+
+
+def _whole(value: Any, default: int) -> int:
+    return default if value in (None, "") else int(float(value))
+
+
+def _numbers(values: Any, count: int) -> tuple[Any, ...] | None:
+    """``count`` finite numbers, or None where the tag is absent, empty or of another length."""
+    if values is None or isinstance(values, str) or not hasattr(values, "__len__") or len(values) != count:
+        return None
+    numbers = tuple(float(value) for value in values)
+    return numbers if np.isfinite(numbers).all() else None
+
+
+def group_frames(frames: Iterable[Frame]) -> list[Group]:
+    """Frames of one or many series as volumes, in a fixed order that does not depend on file names.
+
+    Frames without a place in the patient are volumes of their own. The others go together by series, frame of
+    reference, size, kind of pixels and direction; copies of one frame count once; frames at the same place are told
+    apart by time, echo, b-value, image type or acquisition. What still shares a place stays together, and reading says
+    why it cannot be used.
+    """
+    by_series: dict[str, list[Frame]] = {}
+    for frame in frames:
+        by_series.setdefault(frame.series or f"file:{frame.path}", []).append(frame)
+    groups = [group for series in sorted(by_series) for group in _group_series(by_series[series])]
+    return sorted(groups, key=lambda group: (group.frames[0].series_number or 0, group.frames[0].series))
+
+
+def _group_series(frames: list[Frame]) -> list[Group]:
+    kept, copies = _without_copies(frames)
+    copied: tuple[str, ...] = (f"{copies} copies of slices were left out",) if copies else ()
+    parts: list[list[Frame]] = []
+    for frame in kept:
+        home = next((part for part in parts if _belongs(part[0], frame)), None)
+        if home is None:
+            parts.append([frame])
+        else:
+            home.append(frame)
+    groups = [(group, mark) for part in parts for group, mark in _tell_apart(_sorted(part))]
+    result: list[Group] = []
+    for number, (part, mark) in enumerate(groups, start=1):
+        remarks: tuple[str, ...] = copied
+        if len(groups) > 1 and part[0].count == 1 and part[0].placed:
+            remarks += (f"the series holds {len(groups)} volumes: this is number {number}{mark}",)
+        result.append(Group(tuple(part), remarks))
+    return result
+
+
+def _without_copies(frames: list[Frame]) -> tuple[list[Frame], int]:
+    """One of each instance and frame number, the one whose path comes first; and how many were dropped."""
+    seen: dict[tuple[str, int], Frame] = {}
+    for frame in sorted(frames, key=lambda frame: (frame.path, frame.index)):
+        seen.setdefault((frame.instance or frame.path, frame.index), frame)
+    return list(seen.values()), len(frames) - len(seen)
+
+
+def _belongs(first: Frame, other: Frame) -> bool:
+    if not (first.placed and other.placed):
+        return False
+    same = ("reference", "rows", "columns", "samples", "photometric", "bits_allocated", "signed", "lookup")
+    if any(getattr(first, name) != getattr(other, name) for name in same):
+        return False
+    axes = [np.array((*frame.rows_direction, *frame.columns_direction)) for frame in (first, other)]  # type: ignore[misc]
+    spacings = np.array((first.spacing, other.spacing), dtype=float)
+    return bool(np.abs(axes[0] - axes[1]).max() < _SAME_DIRECTION and np.allclose(spacings[0], spacings[1], rtol=1e-3))
+
+
+def _sorted(part: list[Frame]) -> list[Frame]:
+    """Along the slice normal; frames at one place by instance number."""
+    if not part[0].placed:
+        return part
+    normal = part[0].normal
+    return sorted(part, key=lambda frame: (round(distance(frame, normal), 4), frame.instance_number, frame.index))
+
+
+def distance(frame: Frame, normal: np.ndarray) -> float:
+    """Position along ``normal`` in mm."""
+    return float(np.dot(np.array(frame.position), normal))
+
+
+def shared_places(frames: list[Frame] | tuple[Frame, ...]) -> tuple[int, int]:
+    """(the most frames at one place, the number of places) of sorted frames."""
+    if not frames[0].placed:
+        return 1, len(frames)
+    places = np.array([distance(frame, frames[0].normal) for frame in frames])
+    labels = np.concatenate([[0], np.cumsum(np.diff(places) > _SAME_PLACE_MM)])
+    return int(np.bincount(labels).max()), int(labels[-1]) + 1
+
+
+def _tell_apart(part: list[Frame]) -> list[tuple[list[Frame], str]]:
+    """Split frames that share places by as few marks as do it; unsplit where none does."""
+    most, places = shared_places(part)
+    chosen: list[int] = []
+    split = {(): part}
+    for number in range(len(_MARKS)):
+        if most == 1:
+            break
+        trial = _split(part, [*chosen, number])
+        # A mark that differs from slice to slice tells slices apart, not volumes.
+        if places > 1 and min(len(subset) for subset in trial.values()) < 2:
+            continue
+        if (now := max(shared_places(subset)[0] for subset in trial.values())) < most:
+            chosen, split, most = [*chosen, number], trial, now
+    if most > 1:
+        return [(part, "")]
+    named = [
+        "".join(f", {_MARKS[n]} {value}" for n, value in zip(chosen, key, strict=True)) if key else "" for key in split
+    ]
+    return list(zip(split.values(), named, strict=True))
+
+
+def _split(part: list[Frame], chosen: list[int]) -> dict[Any, list[Frame]]:
+    subsets: dict[Any, list[Frame]] = {}
+    for frame in part:
+        subsets.setdefault(tuple(frame.marks[number] for number in chosen), []).append(frame)
+    return subsets
+
+
+def group_key(group: Group) -> str:
+    """Eight hexadecimal digits that name a group: of its series and the instances in it."""
+    first = group.frames[0]
+    names = Counter((frame.instance or frame.path, frame.index) for frame in group.frames)
+    text = "\n".join([first.series, *(f"{instance}#{index}" for instance, index in sorted(names))])
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()

@@ -1,0 +1,112 @@
+"""One way in for every kind of volume."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from anodiff.data.volumes.dicom import Group
+from anodiff.data.volumes.dicom_read import read_group
+from anodiff.data.volumes.discover import FRAME_MARK, SERIES_MARK, VOLUME_MARK, find_volumes
+from anodiff.data.volumes.nifti import read_nifti
+from anodiff.data.volumes.stack import STACK_MARK, read_stack
+from anodiff.data.volumes.volume import MAX_VOXELS, Volume, VolumeSource
+from anodiff.errors import DataError, InputError
+
+#: two grids are one where no voxel centre differs by more than this part of the smallest voxel side
+SAME_PLACE = 0.01
+
+
+def read_volume(source: VolumeSource | str | os.PathLike[str], *, max_voxels: int = MAX_VOXELS) -> Volume:
+    """Decode one volume, on its own grid and with its own values.
+
+    ``source``: from ``find_volumes``, or a path: a file, a folder of one volume, or a source's ``path``. A 4-D file
+    named without ``#volume=`` is read whole, its volumes as channels.
+
+    Raises InputError, one sentence that names the file: missing, damaged or truncated, not a volume, without pixels, a
+    compression no installed decoder reads, missing or doubled or uneven slices, an affine that is not usable, more
+    than ``max_voxels`` voxels (checked before decoding), a constant volume (nothing in it can be scored), a folder of
+    several volumes.
+    """
+    volume = _read(source, max_voxels)
+    if volume.data.min() == volume.data.max():
+        raise InputError(
+            f"{volume.path}: expected a volume with content, found a constant one "
+            f"(every value is {volume.data.flat[0]:g}), which cannot be scored"
+        )
+    return volume
+
+
+def read_mask(
+    source: VolumeSource | str | os.PathLike[str], like: Volume, *, max_voxels: int = MAX_VOXELS
+) -> np.ndarray:
+    """Decode an annotation on the grid of ``like`` to bool (I, J, K): every value above 0 is anomalous.
+
+    Raises InputError for what cannot be decoded, several channels, and a grid of another size or place.
+    """
+    mask = _read(source, max_voxels)
+    if mask.shape != like.shape or len(mask.data) != 1:
+        raise InputError(
+            f"{mask.path}: expected a mask of {_size(like.shape)} voxels like its volume, "
+            f"found {_size(mask.shape)} with {len(mask.data)} channel(s)"
+        )
+    sides = [max(side - 1, 1) for side in mask.shape]
+    shift = float(np.abs((mask.affine - like.affine) @ np.diag([*sides, 1.0])).sum(axis=1).max())
+    if shift > SAME_PLACE * float(np.sqrt((like.affine[:3, :3] ** 2).sum(axis=0)).min()):
+        raise InputError(
+            f"{mask.path}: expected a mask at the place of its volume, found one up to {shift:.3g} {mask.units} away"
+        )
+    return np.asarray(mask.data[0] > 0)
+
+
+def _read(source: VolumeSource | str | os.PathLike[str], max_voxels: int) -> Volume:
+    if not isinstance(source, VolumeSource):
+        source = resolve(source)
+    if source.kind == "dicom":
+        return read_group(Group(source.frames, source.remarks), source.path, max_voxels=max_voxels)
+    if source.kind == "stack":
+        return read_stack(source, max_voxels=max_voxels)
+    return read_nifti(source.files[0], source.volume, max_voxels=max_voxels)
+
+
+def resolve(path: str | os.PathLike[str]) -> VolumeSource:
+    """The one volume that a path names. Raises InputError where there is none or several."""
+    text = os.fspath(path)
+    file, mark = _split(text)
+    try:
+        found = find_volumes(
+            file, four_d="each" if mark.startswith(VOLUME_MARK) else "channels", stacks=mark == STACK_MARK
+        )
+    except DataError:
+        raise InputError(f"{text}: expected a volume, found no such file or folder") from None
+    named = [source for source in found.sources if not mark or _named(source, text, mark)]
+    if len(named) == 1:
+        return replace(named[0], path=text)
+    if named:
+        names = ", ".join(source.path for source in named[:3]) + (", ..." if len(named) > 3 else "")
+        raise InputError(f"{text}: expected one volume, found {len(named)}; name one of them: {names}")
+    if len(found.skipped) == 1 and not found.sources:
+        raise InputError(f"{text}: expected a volume, found {found.skipped[0][1]}")
+    raise InputError(f"{text}: expected a volume{' of that name' if mark else ''}, found none")
+
+
+def _named(source: VolumeSource, text: str, mark: str) -> bool:
+    return source.path == text or (mark.startswith(SERIES_MARK) and source.path.endswith(mark)) or mark == STACK_MARK
+
+
+def _split(text: str) -> tuple[str, str]:
+    """("scan.nii", "#volume=3"); a file whose own name ends so wins."""
+    if os.path.lexists(text):
+        return text, ""
+    for mark in (VOLUME_MARK, SERIES_MARK, FRAME_MARK, STACK_MARK):
+        name, found, rest = text.rpartition(mark)
+        if found and Path(name or ".").exists():
+            return name, f"{mark}{rest}"
+    return text, ""
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(side) for side in shape)
