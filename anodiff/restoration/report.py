@@ -1,0 +1,93 @@
+"""One self-contained HTML file: each image before and after, under a slider. It opens offline and loads nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anodiff.engine.files import atomic_write
+from anodiff.errors import AnodiffError
+from anodiff.visualize.pictures import image_uri
+from anodiff.visualize.report import printable
+
+Pictures = Callable[[], tuple[NDArray[np.uint8] | None, NDArray[np.uint8]]]
+
+#: pictures are embedded for so many rows; every row is listed
+MOST_PICTURES = 200
+PICTURE_PX = 384
+
+SCRIPT = (
+    "document.addEventListener('input',e=>{const f=e.target.closest('figure');"
+    "if(f)f.style.setProperty('--at',e.target.value+'%')});"
+)
+
+
+@dataclass(frozen=True)
+class RestoredRow:
+    """One input: ``pictures`` reads (before, after) as uint8 when it is shown, before None for a generated image."""
+
+    id: str
+    path: str
+    status: str = "ok"
+    error: str = ""
+    pictures: Pictures | None = None
+
+
+def write_restoration_report(
+    path: str | os.PathLike[str],
+    title: str,
+    facts: Mapping[str, Any],
+    rows: Sequence[RestoredRow],
+    notes: Sequence[str],
+) -> None:
+    """Writes the page: facts and notes of the run, the pictures, and the inputs that failed, with their reasons.
+
+    Raises StorageError.
+    """
+    from jinja2 import Environment
+
+    folder = files("anodiff.restoration").joinpath("templates")
+    template = folder.joinpath("restored.html.j2").read_text(encoding="utf-8")
+    style = folder.joinpath("restored.css").read_text(encoding="utf-8")
+    views: list[dict[str, Any]] = []
+    for row in rows:
+        if row.pictures is not None and len(views) < MOST_PICTURES:
+            try:
+                before, after = row.pictures()
+            except (AnodiffError, OSError):  # the file has gone since; its row is listed all the same
+                continue
+            uris = (None if before is None else image_uri(before, PICTURE_PX), image_uri(after, PICTURE_PX))
+            views.append({"row": row, "before": uris[0], "after": uris[1], "shape": after.shape[:2]})
+    policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(SCRIPT)}"
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["printable"] = printable
+    html = environment.from_string(template).render(
+        title=title,
+        policy=policy,
+        style=_safe(style),
+        script=_safe(SCRIPT),
+        facts=facts,
+        notes=notes,
+        views=views,
+        failed=[row for row in rows if row.status != "ok"],
+        left_out=sum(row.pictures is not None for row in rows) - len(views),
+    )
+    atomic_write(path, html)
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _safe(text: str) -> Any:
+    from markupsafe import Markup
+
+    return Markup(text)

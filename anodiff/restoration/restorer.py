@@ -1,0 +1,441 @@
+"""Restorer: one diffusion model generates, denoises, inpaints, restores and edits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anodiff.diffusion import SAMPLERS, image_keys, karras_grid, log_grid, make_schedule
+from anodiff.errors import ConfigError, InputError
+from anodiff.restoration.chains import BESIDE, SIGMA_MIN, Rows, number_keys, run_chains, trained_levels
+from anodiff.restoration.gradients import GradientDenoiser
+from anodiff.restoration.noise_level import (
+    estimate_rician_sigma,
+    estimate_sigma,
+    stabilise_poisson,
+    stabilise_rician,
+    unstabilise_poisson,
+    unstabilise_rician,
+)
+from anodiff.restoration.operators import Mask, Operator
+from anodiff.restoration.solvers import SOLVERS, Posterior, Projected, Resampled
+from anodiff.restoration.uncertainty import tweedie_deviation
+
+STEPS = 32
+GRIDS: dict[str, Callable[..., Tensor]] = {"karras": karras_grid, "log": log_grid}
+NOISES = ("gaussian", "rician", "poisson")
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What became of N images; tensors lie on the images' device.
+
+    Attributes:
+        images: (N, C, *S) float32 in the model's range: the estimate of a denoised image, else the first sample.
+        nfe: denoiser calls an image. gradients: of the denoiser, an image; each costs about two calls.
+        samples: (N, K, C, *S), where more than one was asked for, or samples of a denoised image.
+        uncertainty: (N, C, *S) standard deviation at each voxel, where known.
+        sigma: (N,) float64, the noise level that was given or found.
+    """
+
+    images: Tensor
+    nfe: int
+    gradients: int = 0
+    samples: Tensor | None = None
+    uncertainty: Tensor | None = None
+    sigma: Tensor | None = None
+
+
+class Restorer:
+    """Generates and restores with a model of images; no training for any of it.
+
+    A result is a function of the model, the settings, the seed and the pixels: it has the same bits whatever the other
+    images of the batch are (one ``network_batch``, one device), because every computation has that one batch shape.
+
+    Args:
+        model: anything with ``denoiser`` (nn.Module, D(x, sigma)) and, optionally, ``config`` and ``schedule``.
+        device, precision, network_batch: see :class:`anodiff.engine.inference.InferenceDenoiser`.
+        steps: of every chain of noise levels. grid: "karras" or "log".
+        sampler: a name of ``anodiff.diffusion.SAMPLERS``; None takes the one that fits the task.
+        seed: of the noise.
+
+    Attributes:
+        sigma_max, sigma_min: between which levels a chain runs: those the network was trained on.
+        notes: sentences for the user.
+
+    Raises:
+        ConfigError: an unknown device, precision, sampler or grid.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+        network_batch: int | None = None,
+        steps: int = STEPS,
+        grid: str = "karras",
+        sampler: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        config = getattr(model, "config", None)
+        if network_batch is None:
+            network_batch = getattr(getattr(config, "engine", None), "network_batch", 16)
+        if grid not in GRIDS:
+            raise ConfigError(f"grid: expected one of {', '.join(GRIDS)}, found {grid!r}")
+        if sampler is not None and sampler not in SAMPLERS:
+            raise ConfigError(f"sampler: expected one of {', '.join(SAMPLERS)}, found {sampler!r}")
+        if steps < 1:
+            raise ConfigError(f"steps: expected at least 1, found {steps}")
+        self.denoiser = GradientDenoiser(model.denoiser, device, precision, network_batch)
+        self.steps, self.grid_name, self.sampler, self.seed = steps, grid, sampler, seed
+        diffusion = getattr(config, "diffusion", None)
+        self.family = getattr(diffusion, "noise", "gaussian")
+        self.scale = getattr(diffusion, "noise_scale", "unit")
+        self.sigma_data = getattr(model.denoiser, "sigma_data", 0.5)
+        self._shape = _shape_of(config)
+        self._schedule = getattr(model, "schedule", None) or getattr(model.denoiser, "schedule", None)
+        self.sigma_max, self.sigma_min = trained_levels(diffusion, self._schedule)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know, one sentence each."""
+        if self.family == "gaussian":
+            return ()
+        return (f"the model was trained with {self.family} noise: what it restores is no estimate by Bayes' rule",)
+
+    @torch.no_grad()
+    def generate(
+        self, n: int | Sequence[int], *, seed: int | None = None, shape: tuple[int, ...] | None = None
+    ) -> Restored:
+        """The first ``n`` images of a seed, or those of the given numbers (from 0): each depends on both alone.
+
+        shape: (C, *S); None takes the recipe's. Raises ConfigError for no image, or where no shape is known.
+        """
+        numbers = range(n) if isinstance(n, int) else n
+        shape = shape or self._shape
+        if not len(numbers) or shape is None:
+            raise ConfigError(f"generate: expected at least one image of a known shape, found {n} of shape {shape}")
+        keys = number_keys(numbers, self.seed if seed is None else seed)
+        grid, sample = self._grid(self.sigma_max), SAMPLERS[self.sampler or "dpmpp"]
+
+        def chain(rows: Rows) -> Tensor:
+            noise = rows.source()
+            return sample(self.denoiser, self.sigma_max * noise(0), grid, noise)
+
+        images, nfe, _ = self._chains(keys, 1, shape, chain)
+        return Restored(images[:, 0].to("cpu"), nfe)
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        x: Tensor,
+        sigma: float | Tensor | None = None,
+        *,
+        noise: str = "gaussian",
+        samples: int = 0,
+        uncertainty: bool = False,
+        foreground: Tensor | None = None,
+        zero: float | Tensor = -1.0,
+        gain: float | Tensor | None = None,
+        seed: int | None = None,
+    ) -> Restored:
+        """Noise taken off images (N, C, *S): ``images`` is the estimate of least squared error, one call.
+
+        A posterior sample looks sharper and has twice the error (3 dB): ``samples`` of them come beside, never
+        mixed in, each a chain from the image's own level down.
+
+        Args:
+            sigma: noise level in the units of x, a number or (N,); None estimates it (see ``noise_level``).
+            noise: "gaussian"; "rician" for magnitude MRI; "poisson" for counts. The last two are first made Gaussian.
+            samples: how many samples of the posterior ("gaussian" only); from 2 on ``uncertainty`` is their deviation.
+            uncertainty: the deviation by Tweedie's formula instead, sigma sqrt(diag dD/dx), for 16 gradients a channel.
+            foreground: (N, *S) bool, where the noise is measured; "rician" measures it outside.
+            zero: the value of x for no signal, of "rician" and "poisson"; a number or (N,).
+            gain: counts per unit of x, of "poisson"; a number or (N,).
+
+        Raises:
+            ConfigError: an unknown noise, a level that is not positive, or samples of other than Gaussian noise.
+            InputError: pixels that are not finite.
+        """
+        _check(x)
+        if noise not in NOISES:
+            raise ConfigError(f"noise: expected one of {', '.join(NOISES)}, found {noise!r}")
+        if samples and noise != "gaussian":
+            raise ConfigError(f"samples: expected Gaussian noise, found {noise!r}, of which only the estimate is known")
+        if noise == "poisson" and gain is None:
+            raise ConfigError("noise 'poisson': expected a gain (counts per unit of the image), found none")
+        base = _column(zero, x)
+        level = self._level(x, sigma, noise, foreground, base)
+        view = (-1,) + (1,) * (x.ndim - 1)
+        width = level.to(x.device, torch.float32).reshape(view)
+        floor = base.to(x.device, torch.float32).reshape(view)
+        if noise == "rician":
+            estimate, nfe = self._estimate(floor + width * stabilise_rician((x - floor) / width), level)
+            images = floor + width * unstabilise_rician((estimate - floor) / width)
+            return Restored(images, nfe, sigma=level)
+        if noise == "poisson":
+            return self._counts(x, floor, _column(gain, x).to(x.device, torch.float32).reshape(view))
+        images, nfe = self._estimate(x, level)
+        drawn, deviation, gradients = None, None, 0
+        if samples:
+            keys = image_keys(x, self.seed if seed is None else seed)
+            drawn, calls = self._samples(x, level, keys, samples)
+            nfe += samples * calls
+            deviation = drawn.std(dim=1) if samples > 1 else None
+        if uncertainty and deviation is None:
+            deviation, gradients = tweedie_deviation(self.denoiser, x, level, image_keys(x, self.seed))
+        return Restored(images, nfe, gradients, drawn, deviation, level)
+
+    def inpaint(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        *,
+        solver: str | None = None,
+        samples: int = 1,
+        sigma_y: float = 0.0,
+        seed: int | None = None,
+        **options: Any,
+    ) -> Restored:
+        """Fills images (N, C, *S) where the mask (*S) or (N, *S) is True; what they hold there is not looked at.
+
+        Every other voxel is kept bit for bit, unless ``sigma_y`` says that it is noisy. Other arguments, and errors:
+        see :meth:`restore`.
+        """
+        missing = mask.to(x.device, torch.bool)
+        if missing.shape not in (x.shape[2:], (len(x), *x.shape[2:])):
+            raise ConfigError(f"mask: expected the shape {tuple(x.shape[2:])}, found {tuple(missing.shape)}")
+        missing = missing.expand(len(x), *x.shape[2:]).unsqueeze(1)
+        y = torch.where(missing, 0, x)
+        found = self.restore(
+            None, Mask(missing), y, solver=solver, samples=samples, sigma_y=sigma_y, seed=seed, **options
+        )
+        if sigma_y:
+            return found
+        drawn = None if found.samples is None else torch.where(missing[:, None], found.samples, x[:, None])
+        images = torch.where(missing, found.images, x)
+        return Restored(images, found.nfe, found.gradients, drawn, found.uncertainty)
+
+    @torch.no_grad()
+    def restore(
+        self,
+        x: Tensor | None,
+        operator: Operator,
+        y: Tensor | None = None,
+        *,
+        solver: str | None = None,
+        samples: int = 1,
+        sigma_y: float = 0.0,
+        seed: int | None = None,
+        **options: Any,
+    ) -> Restored:
+        """Samples of the images that ``operator`` would measure as y; of an image x, y is its measurement.
+
+        Args:
+            x: (N, C, *S) in [-1, 1], where no y is given.
+            y: measurements, as the operator makes them.
+            solver: a name of ``SOLVERS``; None is "matched", or "projected" for an operator that is not linear.
+            samples: how many an image; from 2 on ``uncertainty`` is their deviation.
+            sigma_y: standard deviation of the measurement's noise.
+            options: of the solver: iterations, weight, repeats.
+
+        Raises:
+            ConfigError: an unknown solver, one that does not take the operator, or a sampler it is not made for.
+            InputError: values that are not finite.
+        """
+        if y is None:
+            if x is None:
+                raise ConfigError("restore: expected an image or its measurement, found neither")
+            y = operator(x)
+        _check(y)
+        name = solver or ("matched" if operator.linear else "projected")
+        if name not in SOLVERS:
+            raise ConfigError(f"solver: expected one of {', '.join(SOLVERS)}, found {name!r}")
+        if samples < 1:
+            raise ConfigError(f"samples: expected at least 1, found {samples}")
+        shape = tuple(operator.rows(torch.tensor([0])).pinv(y[:1]).shape[1:])
+        keys = image_keys(y, self.seed if seed is None else seed)
+        grid = self._grid(self.sigma_max)
+
+        def chain(rows: Rows) -> Tensor:
+            noise = rows.source()
+            part = y[rows.image.to(y.device)].to(self.denoiser.device, torch.float32)
+            posterior = self._posterior(name, operator.rows(rows.image), part, sigma_y, grid, rows, options)
+            sampler = self.sampler or posterior.samplers[0]
+            if sampler not in posterior.samplers:
+                raise ConfigError(
+                    f"solver {name!r}: expected a sampler of {', '.join(posterior.samplers)}, found {sampler!r}"
+                )
+            return SAMPLERS[sampler](posterior, self.sigma_max * noise(0), grid, noise, posterior.callback)
+
+        drawn, nfe, gradients = self._chains(keys, samples, shape, chain)
+        drawn = drawn.to(y.device)
+        deviation = drawn.std(dim=1) if samples > 1 else None
+        return Restored(drawn[:, 0], samples * nfe, samples * gradients, drawn if samples > 1 else None, deviation)
+
+    @torch.no_grad()
+    def edit(
+        self,
+        x: Tensor,
+        sigma: float | None = None,
+        mask: Tensor | None = None,
+        *,
+        strength: float | None = None,
+        seed: int | None = None,
+    ) -> Restored:
+        """SDEdit (Meng et al. 2022): noise of level ``sigma`` put on and taken off; images (N, C, *S) in and out.
+
+        0.5 to 1 keeps the layout, above 2 little is kept. ``strength`` says it as a share of the schedule's steps
+        instead. ``mask`` (*S) or (N, *S): True may change, every other voxel is kept bit for bit.
+
+        Raises:
+            ConfigError: neither or both of sigma and strength, or one out of range; a mask of another size.
+            InputError: pixels that are not finite.
+        """
+        _check(x)
+        level = self._edit_level(sigma, strength)
+        kept = None
+        if mask is not None:
+            kept = ~mask.to(x.device, torch.bool)
+            if kept.shape not in (x.shape[2:], (len(x), *x.shape[2:])):
+                raise ConfigError(f"mask: expected the shape {tuple(x.shape[2:])}, found {tuple(kept.shape)}")
+            kept = kept.expand(len(x), *x.shape[2:]).unsqueeze(1)
+        grid, sample = self._grid(level), SAMPLERS[self.sampler or "dpmpp"]
+        operator = None if kept is None else Mask(~kept)
+
+        def chain(rows: Rows) -> Tensor:
+            noise = rows.source()
+            guide = x[rows.image.to(x.device)].to(self.denoiser.device, torch.float32)
+            noisy = guide + level * noise(0)
+            if operator is None:
+                return sample(self.denoiser, noisy, grid, noise)
+            part = operator.rows(rows.image)
+            return sample(Projected(self.denoiser, part, part(guide)), noisy, grid, noise)
+
+        keys = image_keys(x, self.seed if seed is None else seed)
+        drawn, nfe, _ = self._chains(keys, 1, tuple(x.shape[1:]), chain)
+        images = drawn[:, 0].to(x.device)
+        return Restored(images if kept is None else torch.where(kept, x, images), nfe)
+
+    def _chains(
+        self, keys: Tensor, samples: int, shape: tuple[int, ...], chain: Callable[[Rows], Tensor]
+    ) -> tuple[Tensor, int, int]:
+        return run_chains(self.denoiser, chain, keys, samples, shape, self.family, self.scale)
+
+    def _edit_level(self, sigma: float | None, strength: float | None) -> float:
+        if (sigma is None) == (strength is None):
+            raise ConfigError(
+                "edit: expected one of sigma and strength, found " + ("none" if sigma is None else "both")
+            )
+        if strength is not None:
+            if not 0 < strength <= 1:
+                raise ConfigError(f"strength: expected a share of the steps above 0 and up to 1, found {strength}")
+            schedule = self._schedule or make_schedule("vp-linear")
+            sigma = float(schedule.sigma_of(strength * schedule.num_steps))
+        assert sigma is not None
+        if not 0 < sigma < math.inf:
+            raise ConfigError(f"sigma: expected a positive noise level, found {sigma}")
+        return float(sigma)
+
+    def _posterior(
+        self,
+        name: str,
+        operator: Operator,
+        y: Tensor,
+        sigma_y: float,
+        grid: Tensor,
+        rows: Rows,
+        options: dict[str, Any],
+    ) -> Posterior:
+        settings: dict[str, Any] = dict(options)
+        if name == Resampled.name:
+            settings["noise"] = rows.source(BESIDE)
+        elif name == Projected.name:
+            settings |= {"sigmas": grid, "noise": rows.source()}
+        elif name == "guided":
+            settings.setdefault("sigma_data", self.sigma_data)
+        try:
+            return SOLVERS[name](self.denoiser, operator, y, sigma_y, **settings)
+        except TypeError as error:
+            raise ConfigError(f"solver {name!r}: {str(error).split('() ')[-1]}") from None
+
+    def _grid(self, top: float) -> Tensor:
+        return GRIDS[self.grid_name](top, min(self.sigma_min, top / 4), self.steps)
+
+    def _level(
+        self, x: Tensor, sigma: float | Tensor | None, noise: str, foreground: Tensor | None, zero: Tensor
+    ) -> Tensor:
+        """(N,) float64 on the CPU."""
+        if noise == "poisson":
+            return torch.ones(len(x), dtype=torch.float64)
+        if sigma is not None:
+            level = _column(sigma, x)
+            if not bool((level > 0).all() & level.isfinite().all()):
+                raise ConfigError(f"sigma: expected positive noise levels, found {level.min():g}")
+            return level
+        if noise == "rician":
+            everywhere = torch.ones((len(x), *x.shape[2:]), dtype=torch.bool)
+            level = estimate_rician_sigma(x, everywhere if foreground is None else foreground, zero)
+        else:
+            level = estimate_sigma(x, foreground)
+        return level.clamp(min=SIGMA_MIN)  # an image without noise is handed to a denoiser that changes next to nothing
+
+    def _estimate(self, x: Tensor, level: Tensor) -> tuple[Tensor, int]:
+        before = self.denoiser.calls
+        images = self.denoiser(x, level).to(x.device)
+        return images.clone(), (self.denoiser.calls - before) // len(x)
+
+    def _counts(self, x: Tensor, zero: Tensor, gain: Tensor) -> Restored:
+        """Photon counts: Anscombe's transform, spread over the model's range from ``zero`` to 1."""
+        low, high = stabilise_poisson(torch.zeros_like(zero)), stabilise_poisson(gain * (1 - zero))
+        unit = (1 - zero) / (high - low)
+        level = unit.double().cpu().reshape(-1)
+        estimate, nfe = self._estimate(zero + unit * (stabilise_poisson(gain * (x - zero)) - low), level)
+        images = zero + unstabilise_poisson((estimate - zero) / unit + low) / gain
+        return Restored(images, nfe, sigma=level)
+
+    def _samples(self, x: Tensor, level: Tensor, keys: Tensor, samples: int) -> tuple[Tensor, int]:
+        """(N, K, C, *S): ancestral chains from the images themselves, each from its own level.
+
+        A deterministic sampler would take an image to one place only: the chain needs fresh noise to be a sample.
+        """
+        drawn = x.new_empty(len(x), samples, *x.shape[1:], dtype=torch.float32)
+        calls = 0
+        for value in level.unique().tolist():
+            chosen = (level == value).nonzero().flatten()
+            part, grid = x[chosen.to(x.device)], self._grid(value)
+
+            def chain(rows: Rows, part: Tensor = part, grid: Tensor = grid) -> Tensor:
+                noisy = part[rows.image.to(part.device)].to(self.denoiser.device, torch.float32)
+                return SAMPLERS["ancestral"](self.denoiser, noisy, grid, rows.source())
+
+            found, calls, _ = self._chains(keys[chosen], samples, tuple(x.shape[1:]), chain)
+            drawn[chosen.to(x.device)] = found.to(x.device)
+        return drawn, calls
+
+
+def _shape_of(config: Any) -> tuple[int, ...] | None:
+    preprocess = getattr(config, "preprocess", None)
+    return None if preprocess is None else (preprocess.channels, *preprocess.size)
+
+
+def _column(value: float | Tensor | None, x: Tensor) -> Tensor:
+    """(N,) float64 on the CPU."""
+    values = torch.as_tensor(0.0 if value is None else value, dtype=torch.float64).cpu().reshape(-1)
+    if values.numel() not in (1, len(x)):
+        raise ConfigError(f"expected one number, or one an image ({len(x)}), found {values.numel()}")
+    return values.expand(len(x))
+
+
+def _check(images: Tensor) -> None:
+    if images.ndim not in (4, 5) or not len(images):
+        raise InputError(f"images: expected (N, C, *S) of rank 2 or 3 with N >= 1, found {tuple(images.shape)}")
+    if not bool(torch.isfinite(images).all()):
+        raise InputError("images: expected finite pixels, found NaN or infinite ones")

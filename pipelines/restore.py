@@ -1,0 +1,140 @@
+"""anodiff restore: images back from what a known operator left of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from anodiff.errors import ConfigError
+from anodiff.pipelines.common import BatchSize, Device, Model, Output, Overwrite, Precision, Seed, Set, open_model
+from anodiff.pipelines.restoring_options import OPEN_KEYS, Inputs, Npy, Sampler, Solver, Steps
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from anodiff.engine.loop import Summary
+    from anodiff.pipelines.restoring import Batch
+    from anodiff.restoration import Restored
+
+
+def main(
+    model: Model,
+    inputs: Inputs,
+    output: Output,
+    operator: Annotated[
+        str,
+        typer.Option(
+            metavar="OPERATOR",
+            help="superres:2, blur:gaussian:1.5, blur:motion:9:30, slices:every:2, slices:missing:3, kspace:4x, "
+            "mask:FILE.",
+        ),
+    ],
+    solver: Solver = "matched",
+    sigma_y: Annotated[float, typer.Option(min=0, help="Noise of the measurement, in units of [-1, 1].")] = 0.0,
+    steps: Steps = 32,
+    sampler: Sampler = None,
+    npy: Npy = False,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_size: BatchSize = 16,
+    seed: Seed = 0,
+    set_: Set = None,
+) -> None:
+    """Undo a known loss: OUTPUT/images/ in the inputs' own values, results.csv and report.html.
+
+    INPUT is what the operator left: the small image (superres; the result is so much larger), the blurred one (blur;
+    widths in pixels of the model's grid), the one with rows missing (slices) or holes (mask), the zero-filled
+    reconstruction (kspace; the sampled lines are taken from it). Files for slices and kspace have the model's own size.
+
+    \b
+    Examples:
+      anodiff restore model.safetensors small/ --operator superres:2 --output out/large
+      anodiff restore model.safetensors blurred/ --operator blur:gaussian:1.5 --sigma-y 0.02 --output out/sharp
+      anodiff restore model.safetensors scans/ --operator kspace:4x --solver proximal --output out/full
+    """
+    summary = run(
+        model,
+        inputs,
+        output,
+        operator,
+        solver=solver,
+        sigma_y=sigma_y,
+        steps=steps,
+        sampler=sampler,
+        npy=npy,
+        overwrite=overwrite,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        seed=seed,
+        overrides=set_,
+    )
+    raise typer.Exit(summary.exit_code)
+
+
+def run(
+    model_path: Path,
+    inputs: Sequence[str],
+    output: Path,
+    operator: str,
+    *,
+    solver: str = "matched",
+    sigma_y: float = 0.0,
+    steps: int = 32,
+    sampler: str | None = None,
+    npy: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 16,
+    seed: int = 0,
+    overrides: list[str] | None = None,
+    quiet: bool = False,
+) -> Summary:
+    """Restore `inputs` with a model file; returns what was done. Errors of the run as a whole are AnodiffErrors."""
+    from anodiff.pipelines.restoring import RestoringJob, mask_settings, mask_source, run_restoring
+    from anodiff.restoration import Blur, KSpace, Restorer, Slices, SuperResolution
+    from anodiff.restoration.parse import parse_operator
+
+    name, _, file = operator.partition(":")
+    if name == "mask" and not file:
+        raise ConfigError(f"--operator: expected mask:FILE, found {operator!r}")
+    mask = Path(file) if name == "mask" else None
+    source = mask_source(mask, None)
+    known = None if source is not None else parse_operator(operator)
+    model = open_model(model_path, overrides, OPEN_KEYS)
+    restorer = Restorer(model, device=device, precision=precision, steps=steps, sampler=sampler, seed=seed)
+
+    def task(batch: Batch) -> tuple[Restored, Tensor | None]:
+        if known is None:
+            assert batch.masks is not None
+            return restorer.inpaint(batch.images, batch.masks, solver=solver, sigma_y=sigma_y), None
+        y = batch.images if isinstance(known, SuperResolution | Blur) else known(batch.images)
+        return restorer.restore(None, known, y, solver=solver, sigma_y=sigma_y), None
+
+    job = RestoringJob(
+        model,
+        task,
+        output,
+        mask_of=source,
+        keep_outside=sigma_y == 0,
+        npy=npy,
+        factor=known.factor if isinstance(known, SuperResolution) else 1,
+        same_size=isinstance(known, Slices | KSpace),
+    )
+    return run_restoring(
+        job,
+        model_path,
+        model,
+        restorer,
+        inputs,
+        {"operator": operator, "solver": solver, "sigma_y": sigma_y, **mask_settings(mask, None)},
+        name="restore",
+        overwrite=overwrite,
+        batch_size=batch_size,
+        quiet=quiet,
+    )

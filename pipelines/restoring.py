@@ -1,0 +1,369 @@
+"""What denoise, inpaint, restore and edit share: images in, images of the same grid and values out, a table, a page."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anodiff.data.preprocess import Geometry, Prepared, Preprocessor, resize, select_channels
+from anodiff.data.readers import RawImage, read_image, read_mask
+from anodiff.engine.device import describe
+from anodiff.engine.files import make_folder
+from anodiff.engine.loop import Job, Summary, run_job
+from anodiff.engine.progress import Progress
+from anodiff.engine.store import Item, ResultStore
+from anodiff.errors import ConfigError, DataError, InputError
+from anodiff.model import DiffusionModel
+from anodiff.pipelines.common import file_digest, say
+from anodiff.restoration import Restored, Restorer
+from anodiff.restoration.intensity import Intensity, intensity_of
+from anodiff.restoration.output import like_file, read_values, write_array, write_image, write_png
+from anodiff.restoration.report import RestoredRow, write_restoration_report
+from anodiff.visualize.heatmap import display_image
+
+COLUMNS = ("id", "path", "nfe", "status", "error", "seconds")
+#: a pixel of the model's grid is missing where this share of it or more is
+MISSING_SHARE = 1e-3
+#: the longer side of a picture in the report, before it is shrunk for the page
+SHOWN_PX = 1024
+
+MaskSource = Callable[[Item, tuple[int, int]], NDArray[np.bool_]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a task is given: images (N, C, h, w), foreground (N, h, w), masks (N, h, w) or None, intensities of each."""
+
+    images: Tensor
+    foreground: Tensor
+    masks: Tensor | None
+    intensities: Sequence[Intensity]
+
+
+#: the tensor function of a job: what became of the images, and masks (N, h, w) of where, if the task found them itself
+Task = Callable[[Batch], tuple[Restored, Tensor | None]]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One image, read; mask: bool (H, W) on its own grid, None where the whole image may change."""
+
+    raw: RawImage
+    prepared: Prepared
+    intensity: Intensity
+    mask: NDArray[np.bool_] | None
+
+
+@dataclass(frozen=True)
+class Done:
+    """One image, restored: image and uncertainty (C, h, w), found mask (h, w), all on the model's grid."""
+
+    loaded: Loaded
+    image: Tensor
+    uncertainty: Tensor | None
+    found_mask: Tensor | None
+    sigma: float | None
+    nfe: int
+    seconds: float
+
+
+class RestoringJob:
+    """read -> Loaded, compute -> Done, write -> the row of results.csv; see `anodiff.engine.loop.Job`.
+
+    factor: how much finer the results' grid is than that of the inputs. same_size: refuse files of another size than
+    the model's. keep_outside: pixels outside the mask are written as they were read.
+    """
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        task: Task,
+        folder: Path,
+        *,
+        mask_of: MaskSource | None = None,
+        npy: bool = False,
+        factor: int = 1,
+        same_size: bool = False,
+        keep_outside: bool = True,
+    ) -> None:
+        config = model.config.preprocess
+        height, width = config.size
+        if height % factor or width % factor:
+            raise ConfigError(f"superres: expected a factor that divides {width}x{height}, found {factor}")
+        self.config = config.model_copy(update={"size": (height // factor, width // factor)})
+        self.preprocessor = Preprocessor(self.config)
+        self.task, self.folder, self.mask_of, self.npy = task, folder, mask_of, npy
+        self.factor, self.same_size, self.keep_outside = factor, same_size, keep_outside
+
+    def read(self, item: Item) -> Loaded:
+        """One image from disk, with its mask; InputError where either cannot be used."""
+        raw = self.preprocessor.ranged(read_image(item.path, max_pixels=self.config.max_pixels))
+        prepared = self.preprocessor(raw)
+        native = prepared.geometry.native
+        if self.same_size and native != prepared.geometry.model:
+            height, width = prepared.geometry.model
+            raise InputError(
+                f"{item.path}: expected {width}x{height} pixels, those of the model, since what is missing lies on the "
+                f"file's own grid; found {native[1]}x{native[0]}"
+            )
+        mask = None if self.mask_of is None else self.mask_of(item, native)
+        return Loaded(raw, prepared, intensity_of(raw, self.preprocessor), mask)
+
+    def compute(self, batch: list[Loaded]) -> Sequence[Done]:
+        """Runs the task over a batch on the device."""
+        began = time.monotonic()
+        masks = None
+        if self.mask_of is not None:
+            masks = torch.stack([_model_mask(loaded.mask, loaded.prepared.geometry) for loaded in batch])
+        prepared = [loaded.prepared for loaded in batch]
+        restored, found = self.task(
+            Batch(
+                torch.stack([each.image for each in prepared]),
+                torch.stack([each.foreground for each in prepared]),
+                masks,
+                [loaded.intensity for loaded in batch],
+            )
+        )
+        seconds = (time.monotonic() - began) / len(batch)
+        return [
+            Done(
+                loaded=loaded,
+                image=restored.images[i],
+                uncertainty=None if restored.uncertainty is None else restored.uncertainty[i],
+                found_mask=None if found is None else found[i],
+                sigma=None if restored.sigma is None else float(restored.sigma[i]),
+                nfe=restored.nfe,
+                seconds=seconds,
+            )
+            for i, loaded in enumerate(batch)
+        ]
+
+    def write(self, item: Item, computed: Done) -> dict[str, Any]:
+        """Writes the image, and what was asked for beside it; returns its row."""
+        loaded = computed.loaded
+        geometry = _finer(loaded.prepared.geometry, self.factor)
+        pixels = loaded.intensity.back(self.preprocessor.back(computed.image, geometry))
+        files: dict[str, str] = {}
+        mask = loaded.mask
+        if computed.found_mask is not None:
+            mask = self.preprocessor.back(computed.found_mask.float(), geometry) >= 0.5
+            files["mask"] = f"masks/{item.id}.png"
+            write_png(self.folder / files["mask"], mask.astype(np.uint8) * 255)
+        if mask is not None and self.keep_outside:
+            kept = select_channels(loaded.raw, self.config.channels, self.config.channel)
+            pixels = np.where(mask[:, :, None], pixels, kept)
+        files["image"] = write_image(self.folder, item.id, like_file(pixels, loaded.raw), loaded.raw.dtype)
+        if self.npy:
+            files["array"] = write_array(self.folder, f"arrays/{item.id}.npy", pixels)
+        if computed.uncertainty is not None:
+            spread = self.preprocessor.back(computed.uncertainty, geometry) * loaded.intensity.scale[:, None, None]
+            files["uncertainty"] = write_array(self.folder, f"uncertainty/{item.id}.npy", np.moveaxis(spread, 0, 2))
+        row = {"nfe": computed.nfe, "sigma": computed.sigma, "seconds": computed.seconds}
+        return {**row, "files": list(files.values()), **files}
+
+    def pictures(self, item: Item, row: Mapping[str, Any]) -> Callable[[], tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+        """Input and result of a row in one window, read when they are shown."""
+
+        def read() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+            raw = self.preprocessor.ranged(read_image(item.path, max_pixels=self.config.max_pixels))
+            before = select_channels(raw, self.config.channels, self.config.channel)
+            after = read_values(self.folder / row["image"])
+            whole = self.config.intensity.kind == "unit_range"
+            low, high = (raw.low, raw.high) if whole else np.percentile(before, (0.5, 99.5))
+            shown = [display_image(_small(each), float(low), float(high)) for each in (before, after)]
+            return shown[0], shown[1]
+
+        return read
+
+
+def run_restoring(
+    job: RestoringJob,
+    model_path: Path,
+    model: DiffusionModel,
+    restorer: Restorer,
+    paths: Sequence[str],
+    settings: Mapping[str, Any],
+    *,
+    name: str,
+    overwrite: bool,
+    batch_size: int,
+    quiet: bool,
+    columns: Sequence[str] = (),
+) -> Summary:
+    """Runs the job over the inputs: OUTPUT/images/, results.csv and report.html; the same command resumes it.
+
+    settings: everything of the task that decides what is written. columns: of results.csv, beside COLUMNS.
+    """
+    from anodiff.data.layouts import expand_inputs
+    from anodiff.pipelines.score import outside
+    from anodiff.pipelines.scoring import items_of_paths
+
+    items = items_of_paths(outside(expand_inputs(paths), job.folder))
+    settings = {**settings, **chain_settings(model_path, model, restorer), "npy": job.npy}
+    return run_items(
+        job,
+        items,
+        restorer,
+        job.folder,
+        settings,
+        name=name,
+        overwrite=overwrite,
+        batch_size=batch_size,
+        workers=model.config.engine.workers,
+        quiet=quiet,
+        columns=columns,
+        pictures=job.pictures,
+    )
+
+
+def run_items(
+    job: Job[Any, Any],
+    items: Sequence[Item],
+    restorer: Restorer,
+    folder: Path,
+    settings: Mapping[str, Any],
+    *,
+    name: str,
+    overwrite: bool,
+    batch_size: int,
+    workers: int,
+    quiet: bool,
+    pictures: Callable[[Item, Mapping[str, Any]], Callable[[], Any]],
+    columns: Sequence[str] = (),
+) -> Summary:
+    """The loop over items with its table and report, for inputs that are files and for numbers alike."""
+    for note in restorer.notes:
+        say(f"note: {note}", quiet)
+    with ResultStore.open(folder, {"job": name, **settings}, overwrite=overwrite) as store:
+        make_folder(folder / "images")
+        with Progress(len(items), "images", name, quiet=quiet) as progress:
+            summary = run_job(job, items, store, workers=workers, batch_size=batch_size, progress=progress)
+        store.export_csv(folder / "results.csv", (*COLUMNS[:3], *columns, *COLUMNS[3:]), items)
+        if not summary.interrupted:
+            by_id = {item.id: item for item in items}
+            rows = [
+                RestoredRow(
+                    row["id"],
+                    row["path"],
+                    row["status"],
+                    row.get("error", ""),
+                    pictures(by_id[row["id"]], row) if row["status"] == "ok" else None,
+                )
+                for row in store.rows(items)
+            ]
+            device = describe(restorer.denoiser.device, restorer.denoiser.precision)
+            facts = {"images": summary.ok, "failed": summary.failed, **settings, **device}
+            facts = {key: value for key, value in facts.items() if not key.startswith("preprocess.")}
+            write_restoration_report(folder / "report.html", f"anodiff {name}", facts, rows, restorer.notes)
+    say(summary.sentence(), quiet)
+    say(f"wrote {folder / 'results.csv'}" + ("" if summary.interrupted else f" and {folder / 'report.html'}"), quiet)
+    return summary
+
+
+def chain_settings(model_path: Path, model: DiffusionModel, restorer: Restorer) -> dict[str, Any]:
+    """What decides the pixels of a result, of the model and the chain."""
+    settings = {
+        "model": file_digest(model_path),
+        "seed": restorer.seed,
+        "steps": restorer.steps,
+        "sampler": restorer.sampler,
+        "device": restorer.denoiser.device.type,
+        "precision": restorer.denoiser.precision,
+        "network_batch": restorer.denoiser.network_batch,
+    }
+    return settings | {
+        f"preprocess.{key}": value for key, value in model.config.preprocess.model_dump(mode="json").items()
+    }
+
+
+def mask_source(mask: Path | None, box: str | None) -> MaskSource | None:
+    """Where the masks of the inputs come from; None where neither is given.
+
+    A folder holds a mask by the name of each image, ``x.png`` or ``x_mask.png`` (or another image format). Raises
+    ConfigError for both at once or a malformed box, DataError for a path that does not exist.
+    """
+    if mask is not None and box is not None:
+        raise ConfigError("--mask and --box: expected one of them, found both")
+    if box is not None:
+        return _box_source(box)
+    if mask is None:
+        return None
+    if not mask.exists():
+        raise DataError(f"{mask}: expected a mask or a folder of masks, found no such path")
+    if mask.is_file():
+        return lambda item, shape: read_mask(mask, shape)
+    from anodiff.data.layouts.folder import list_images
+
+    by_stem = {Path(path).stem.removesuffix("_mask"): path for path in list_images(mask, masks=True)}
+
+    def from_folder(item: Item, shape: tuple[int, int]) -> NDArray[np.bool_]:
+        stem = Path(item.file or item.path).stem
+        if stem not in by_stem:
+            raise InputError(f"{item.path}: expected a mask {stem}.png or {stem}_mask.png in {mask}, found none")
+        return read_mask(by_stem[stem], shape)
+
+    return from_folder
+
+
+def mask_settings(mask: Path | None, box: str | None) -> dict[str, Any]:
+    """Where the masks come from, and what tells them from others of the same name when a run is resumed."""
+    if mask is None:
+        return {"box": box}
+    if mask.is_file():
+        return {"mask": str(mask), "mask_digest": file_digest(mask)}
+    found = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in mask.rglob("*"))
+    return {"mask": str(mask), "mask_digest": hashlib.blake2b(repr(found).encode(), digest_size=16).hexdigest()}
+
+
+def _box_source(text: str) -> MaskSource:
+    try:
+        top, left, height, width = (int(part) for part in text.split(","))
+        if min(top, left) < 0 or min(height, width) < 1:
+            raise ValueError
+    except ValueError:
+        raise ConfigError(f"--box: expected Y,X,H,W in pixels, H and W at least 1, found {text!r}") from None
+
+    def box(item: Item, shape: tuple[int, int]) -> NDArray[np.bool_]:
+        if top >= shape[0] or left >= shape[1]:
+            raise InputError(f"{item.path}: expected a box inside {shape[1]}x{shape[0]} pixels, found Y,X,H,W = {text}")
+        mask = np.zeros(shape, dtype=bool)
+        mask[top : top + height, left : left + width] = True
+        return mask
+
+    return box
+
+
+def _model_mask(mask: NDArray[np.bool_] | None, geometry: Geometry) -> Tensor:
+    """A mask on the model's grid: True where any of the missing pixels comes in."""
+    assert mask is not None
+    top, left, height, width = geometry.box
+    result = np.zeros(geometry.model, dtype=bool)
+    result[top : top + height, left : left + width] = resize(mask.astype(np.float32), (height, width)) >= MISSING_SHARE
+    return torch.from_numpy(result)
+
+
+def _finer(geometry: Geometry, factor: int) -> Geometry:
+    top, left, height, width = (side * factor for side in geometry.box)
+    native, model = geometry.native, geometry.model
+    return replace(
+        geometry,
+        native=(native[0] * factor, native[1] * factor),
+        model=(model[0] * factor, model[1] * factor),
+        box=(top, left, height, width),
+    )
+
+
+def _small(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    height, width = pixels.shape[:2]
+    shrink = min(1.0, SHOWN_PX / max(height, width))
+    size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
+    return np.stack([resize(plane, size) for plane in np.moveaxis(pixels, 2, 0)], axis=2)

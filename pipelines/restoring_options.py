@@ -1,0 +1,23 @@
+"""The options that generate, denoise, inpaint, restore and edit share; light, so that help is instant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+#: keys of the recipe that these jobs may override; the others are what the model was trained with
+OPEN_KEYS = ("engine", "preprocess.max_pixels", "preprocess.channel", "preprocess.value_range")
+#: the solvers by name, the default first
+SOLVER_NAMES = ("matched", "guided", "proximal", "projected", "resampled")
+
+Steps = Annotated[int, typer.Option(min=1, help="Noise levels of a chain.")]
+Sampler = Annotated[str | None, typer.Option(help="dpmpp, heun, ddim or ancestral; by default the one that fits.")]
+Npy = Annotated[bool, typer.Option("--npy", help="Also write float32 values, unrounded, as OUTPUT/arrays/<id>.npy.")]
+Inputs = Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, folders, globs, or CSVs of paths.")]
+MaskFile = Annotated[
+    Path | None, typer.Option(metavar="FILE|FOLDER", help="One mask for all, or a folder of <name>.png; white = True.")
+]
+Box = Annotated[str | None, typer.Option(metavar="Y,X,H,W", help="A box in pixels of the file.")]
+Solver = Annotated[str, typer.Option(help=f"One of {', '.join(SOLVER_NAMES)}.")]

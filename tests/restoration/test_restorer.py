@@ -1,0 +1,238 @@
+"""Restorer: the same bits whatever the batch, what must be kept is kept, costs as reported, right on known data."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import anodiff
+from anodiff.config import parse_config
+from anodiff.errors import ConfigError, InputError
+from anodiff.model import DiffusionModel, build_denoiser
+from anodiff.restoration import (
+    SOLVERS,
+    Jpeg,
+    Mask,
+    Restorer,
+    Slices,
+    SuperResolution,
+    cartesian_lines,
+    gaussian_blur,
+)
+from anodiff.restoration.chains import trained_levels
+
+STEPS = 3
+
+
+@pytest.fixture
+def model(tiny_recipe: dict[str, Any]) -> DiffusionModel:
+    torch.manual_seed(0)
+    config = parse_config(tiny_recipe)
+    denoiser = build_denoiser(config)
+    for parameter in denoiser.parameters():
+        if parameter.ndim > 1 and not parameter.any():  # layers that start at zero would hide the network
+            nn.init.normal_(parameter, std=0.05)
+    return DiffusionModel(config, denoiser)
+
+
+@pytest.fixture
+def restorer(model: DiffusionModel) -> Restorer:
+    return anodiff.Restorer(model, device="cpu", precision="fp32", steps=STEPS)
+
+
+class Exact(nn.Module):
+    """The denoiser of Gaussian data of one deviation, without neighbours."""
+
+    deviation = 0.4
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        variance = sigma.reshape(-1, *(1,) * (x.ndim - 1)) ** 2
+        return x * (self.deviation**2 / (self.deviation**2 + variance))
+
+
+@pytest.fixture
+def exact() -> Restorer:
+    return Restorer(SimpleNamespace(denoiser=Exact()), device="cpu", network_batch=8, steps=24)
+
+
+def images(n: int = 4, size: tuple[int, ...] = (16, 16)) -> Tensor:
+    return (torch.randn((n, 1, *size), generator=torch.Generator().manual_seed(n)) * 0.4).clamp(-1, 1)
+
+
+HOLE = torch.zeros(16, 16, dtype=torch.bool)
+HOLE[4:9, 5:12] = True
+
+
+@pytest.mark.parametrize("solver", list(SOLVERS))
+def test_inpainting_has_the_same_bits_in_any_batch_and_keeps_the_rest(restorer: Restorer, solver: str) -> None:
+    x = images()
+    whole = restorer.inpaint(x, HOLE, solver=solver, samples=2)
+    assert torch.equal(whole.images[..., ~HOLE], x[..., ~HOLE])
+    assert not torch.equal(whole.images[..., HOLE], x[..., HOLE])
+    assert whole.samples is not None
+    assert not torch.equal(whole.samples[:, 0], whole.samples[:, 1])
+    order = torch.tensor([3, 0])
+    part = restorer.inpaint(x[order], HOLE, solver=solver, samples=2)
+    assert torch.equal(part.samples, whole.samples[order])
+    changed = torch.where(HOLE, torch.rand(16, 16), x)
+    assert torch.equal(restorer.inpaint(changed, HOLE, solver=solver, samples=2).images, whole.images)
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [SuperResolution(2), gaussian_blur(1.0), Slices(2), cartesian_lines(2), Jpeg(30)],
+    ids=lambda o: type(o).__name__,
+)
+def test_restoring_has_the_same_bits_in_any_batch(restorer: Restorer, operator: Any) -> None:
+    x = images()
+    whole = restorer.restore(x, operator)
+    assert whole.images.shape == x.shape
+    assert torch.equal(restorer.restore(x[2:3], operator).images, whole.images[2:3])
+    assert torch.equal(restorer.restore(None, operator, operator(x)).images, whole.images)
+    assert not torch.equal(restorer.restore(x, operator, seed=1).images, whole.images)
+
+
+def test_each_image_may_have_its_own_mask(restorer: Restorer) -> None:
+    x = images(3)
+    masks = torch.stack([HOLE, ~HOLE, HOLE.roll(3, 0)])
+    whole = restorer.inpaint(x, masks)
+    alone = restorer.inpaint(x[1:2], masks[1:2])
+    assert torch.equal(whole.images[1:2], alone.images)
+    assert torch.equal(whole.images[1, 0][HOLE], x[1, 0][HOLE])
+
+
+def test_a_generated_image_depends_on_seed_and_number_alone(restorer: Restorer) -> None:
+    whole = restorer.generate(6, seed=3)
+    assert whole.images.shape == (6, 1, 16, 16)
+    assert whole.nfe == STEPS
+    assert torch.equal(restorer.generate([5, 2], seed=3).images, whole.images[[5, 2]])
+    assert not torch.equal(restorer.generate(1, seed=4).images, whole.images[:1])
+    assert not torch.equal(whole.images[0], whole.images[1])
+
+
+def test_generated_images_have_the_spread_of_the_data(exact: Restorer) -> None:
+    drawn = exact.generate(8, shape=(1, 32, 32)).images
+    assert float(drawn.std()) == pytest.approx(Exact.deviation, rel=0.04)
+    assert abs(float(drawn.mean())) < 0.02
+
+
+def test_the_estimate_is_the_denoiser_and_samples_cost_three_decibels(exact: Restorer) -> None:
+    """Of Gaussian data: the estimate has the posterior's variance as its error, a sample twice that."""
+    clean = Exact.deviation * torch.randn((4, 1, 24, 24), generator=torch.Generator().manual_seed(0))
+    sigma = 0.3
+    noisy = clean + sigma * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
+    exact.steps = 60
+    found = exact.denoise(noisy, sigma, samples=6)
+    assert found.nfe == 1 + 6 * 60
+    variance = 1 / (1 / Exact.deviation**2 + 1 / sigma**2)
+    assert float((found.images - clean).square().mean()) == pytest.approx(variance, rel=0.06)
+    assert found.samples is not None
+    assert float((found.samples[:, 0] - clean).square().mean()) == pytest.approx(2 * variance, rel=0.1)
+    assert found.uncertainty is not None
+    assert float(found.uncertainty.mean()) == pytest.approx(variance**0.5, rel=0.1)
+    by_gradient = exact.denoise(noisy, sigma, uncertainty=True)
+    assert by_gradient.gradients == 16
+    torch.testing.assert_close(by_gradient.uncertainty, torch.full_like(noisy, variance**0.5))
+    assert torch.equal(by_gradient.images, found.images)
+
+
+def test_denoising_has_the_same_bits_in_any_batch(restorer: Restorer) -> None:
+    x = images()
+    for options in ({"samples": 2}, {"uncertainty": True}, {"noise": "rician"}, {"noise": "poisson", "gain": 50.0}):
+        whole, alone = restorer.denoise(x, **options), restorer.denoise(x[1:2], **options)
+        assert torch.equal(whole.images[1:2], alone.images)
+        if whole.uncertainty is not None:
+            assert torch.equal(whole.uncertainty[1:2], alone.uncertainty)
+
+
+def test_an_edit_changes_what_it_may(restorer: Restorer) -> None:
+    x = images()
+    free, masked = restorer.edit(x, 0.5), restorer.edit(x, 0.5, HOLE)
+    assert free.nfe == masked.nfe == STEPS
+    assert torch.equal(masked.images[..., ~HOLE], x[..., ~HOLE])
+    assert not torch.equal(masked.images[..., HOLE], x[..., HOLE])
+    assert torch.equal(restorer.edit(x[3:4], 0.5, HOLE).images, masked.images[3:4])
+    little, much = ((restorer.edit(x, s).images - x).norm() for s in (0.05, 2.0))
+    assert little < much
+
+
+def test_strength_is_a_share_of_the_steps(model: DiffusionModel) -> None:
+    restorer = Restorer(model, device="cpu", steps=2)
+    sigma = float(model.schedule.sigma_of(0.5 * model.schedule.num_steps))
+    assert torch.equal(restorer.edit(images(1), strength=0.5).images, restorer.edit(images(1), sigma).images)
+
+
+def test_volumes(tiny_recipe: dict[str, Any]) -> None:
+    restorer = Restorer(SimpleNamespace(denoiser=Exact()), device="cpu", network_batch=2, steps=3)
+    x = images(3, (4, 8, 8))
+    assert torch.equal(restorer.restore(x, Slices(2)).images[1:2], restorer.restore(x[1:2], Slices(2)).images)
+    assert restorer.denoise(x, uncertainty=True).gradients == 64
+
+
+def test_costs_are_as_reported(restorer: Restorer) -> None:
+    x = images(2)
+    assert restorer.restore(x, SuperResolution(2), solver="proximal").nfe == STEPS
+    assert restorer.restore(x, SuperResolution(2), solver="guided").gradients == STEPS
+    assert restorer.inpaint(x, HOLE, solver="resampled", repeats=2).nfe == 2 * STEPS - 1
+    assert restorer.inpaint(x, HOLE, samples=3, solver="proximal").nfe == 3 * STEPS
+    matched = restorer.restore(x, SuperResolution(2), iterations=2)
+    assert matched.nfe == STEPS
+    assert matched.gradients == 2 * STEPS + STEPS - 1
+
+
+def test_restoring_gaussian_data_beats_what_was_measured(exact: Restorer) -> None:
+    x = images(4) + 0.0
+    noisy = x + 0.2 * torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
+    found = exact.restore(None, Mask(torch.zeros(16, 16, dtype=torch.bool)), noisy, sigma_y=0.2, samples=16)
+    mean = found.samples.mean(dim=1)
+    torch.testing.assert_close(mean, noisy * (0.16 / (0.16 + 0.04)), atol=0.2, rtol=0)
+    assert float((mean - x).square().mean()) < float((noisy - x).square().mean())
+
+
+def test_levels_come_from_the_recipe(model: DiffusionModel, tiny_recipe: dict[str, Any]) -> None:
+    high, low = trained_levels(model.config.diffusion, model.schedule)
+    assert low == pytest.approx(0.049787, rel=1e-4)
+    assert high == pytest.approx(20.0855, rel=1e-4)
+    tiny_recipe["diffusion"] = {"sigma": {"kind": "loguniform", "low": 0.05, "high": 5}}
+    assert trained_levels(parse_config(tiny_recipe).diffusion) == (5, 0.05)
+
+
+def test_a_model_of_other_noise_says_so(model: DiffusionModel, tiny_recipe: dict[str, Any]) -> None:
+    tiny_recipe["diffusion"]["noise"] = "simplex"
+    other = Restorer(DiffusionModel(parse_config(tiny_recipe), model.denoiser), device="cpu", steps=2)
+    assert "simplex" in other.notes[0]
+    assert Restorer(model, device="cpu").notes == ()
+
+
+def test_bad_arguments_are_named(restorer: Restorer, model: DiffusionModel) -> None:
+    x = images(2)
+    for wrong in (
+        lambda: Restorer(model, device="cpu", sampler="euler"),
+        lambda: Restorer(model, device="cpu", grid="linear"),
+        lambda: Restorer(model, device="cpu", steps=0),
+        lambda: restorer.generate(0),
+        lambda: restorer.denoise(x, noise="salt"),
+        lambda: restorer.denoise(x, 0.0),
+        lambda: restorer.denoise(x, noise="poisson"),
+        lambda: restorer.denoise(x, noise="rician", samples=1),
+        lambda: restorer.inpaint(x, HOLE[:8]),
+        lambda: restorer.inpaint(x, HOLE, solver="best"),
+        lambda: restorer.inpaint(x, HOLE, samples=0),
+        lambda: restorer.inpaint(x, HOLE, iteration=3),
+        lambda: restorer.restore(None, SuperResolution(2)),
+        lambda: restorer.restore(x, Jpeg(50), solver="matched"),
+        lambda: restorer.edit(x),
+        lambda: restorer.edit(x, 0.5, strength=0.5),
+        lambda: restorer.edit(x, strength=2),
+        lambda: restorer.edit(x, -1.0),
+        lambda: restorer.edit(x, 0.5, HOLE[:8]),
+        lambda: Restorer(model, device="cpu", sampler="heun", steps=2).inpaint(x, HOLE, solver="resampled"),
+    ):
+        with pytest.raises(ConfigError):
+            wrong()
+    with pytest.raises(InputError, match="finite"):
+        restorer.edit(x / 0, 0.5)
