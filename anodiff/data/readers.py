@@ -1,4 +1,4 @@
-"""Image and mask files to arrays: PNG, JPEG, BMP, TIFF (integer, float, several pages) and NPY.
+"""Image and mask files to arrays: PNG, JPEG, BMP, TIFF (integer, float, several pages), NPY, and images in NPZ and IDX.
 
 The format is found from the file's first bytes, never from its name. Every reason why a file cannot be used becomes an
 InputError of one sentence. The functions keep no state and touch no global setting, so threads may share them.
@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import BmpImagePlugin, Image, ImageOps, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
+from anodiff.data.stacks import INDEX_MARK, is_stack, read_index, split_index
 from anodiff.errors import InputError
 
 MAX_PIXELS = 100_000_000
@@ -22,6 +23,7 @@ MIN_SIDE = 8
 MAX_CHANNELS = 16
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy")
 PAGE_MARK = "#page="
+NONZERO_MARK = "#nonzero"
 ORIENTATION_TAG = 0x0112
 BITS_PER_SAMPLE_TAG = 258
 
@@ -81,12 +83,19 @@ def split_page(path: str | os.PathLike[str]) -> tuple[str, int | None]:
     return name, int(number)
 
 
+def file_of(path: str | os.PathLike[str]) -> str:
+    """The file on disk behind an image's name: without ``#page=3`` or ``#index=test_images/17``."""
+    name, page = split_page(path)
+    return name if page is not None else split_index(path)[0]
+
+
 def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> RawImage:
     """Decode one image, at its own size and with its own values, to a RawImage with pixels (H, W, C).
 
     Palette images become RGB; an alpha channel is dropped and the stored colours kept, whatever their opacity; EXIF
     orientation is applied, so "native" always means as displayed. One page of a multi-page TIFF is named as
-    ``"stack.tif#page=3"`` (from 1). NPY arrays are (H, W) or (H, W, C) with at most 16 channels.
+    ``"stack.tif#page=3"`` (from 1), one image of an array file as ``"set.npz#index=test_images/17"`` (from 0). NPY
+    arrays are (H, W) or (H, W, C) with at most 16 channels.
 
     Raises InputError: missing, unreadable, empty, truncated, not an image of these formats, a side under 8 pixels,
     more than ``max_pixels`` pixels (checked before anything is decoded), NaN or infinite values, a constant image
@@ -110,11 +119,14 @@ def read_mask(
     """Decode an annotation to bool (H, W), True = anomalous: values from half of the type's range on (8-bit: 128).
 
     A mask that holds only 0 and 1 is taken as it is. Of several channels the largest counts. ``shape`` is the (H, W)
-    that the image has.
+    that the image has. A path that ends in ``#nonzero`` names a map of defect classes: every value but 0 is anomalous.
 
     Raises InputError for what cannot be decoded, for another size than ``shape``, and for values that reach neither
     1 exactly nor half of the range (a label map, or a mask of another scale).
     """
+    text = os.fspath(path)
+    any_class = text.endswith(NONZERO_MARK) and not os.path.lexists(text)
+    path = text.removesuffix(NONZERO_MARK) if any_class else text
     image = _read(path, max_pixels)
     values = image.pixels.max(axis=2)
     if shape is not None and values.shape != tuple(shape):
@@ -122,6 +134,8 @@ def read_mask(
             f"{path}: expected a mask of {shape[1]}x{shape[0]} pixels like its image, "
             f"found {values.shape[1]}x{values.shape[0]}"
         )
+    if any_class:
+        return values != 0
     peak = float(values.max())
     if peak == 1.0 and not np.logical_and(values != 0, values != 1).any():
         return values == 1
@@ -153,9 +167,16 @@ def _read(path: str | os.PathLike[str], max_pixels: int) -> RawImage:
     """Decode with no judgement of the content except that every value is finite."""
     name, page = split_page(path)
     try:
+        if split_index(path)[2] is not None:
+            return _to_raw(*read_index(path, max_pixels), str(path))
         with open(name, "rb") as file:
             head = file.read(8)
             file.seek(0)
+            if is_stack(name) and head:
+                raise InputError(
+                    f"{path}: expected one image, found a file of many; "
+                    f"name one as {path}{INDEX_MARK}{'KEY/' if name.lower().endswith('.npz') else ''}0"
+                )
             if not head:
                 raise InputError(f"{path}: expected an image, found an empty file")
             if head.startswith(_NPY_MAGIC):
@@ -171,6 +192,8 @@ def _read(path: str | os.PathLike[str], max_pixels: int) -> RawImage:
         raise
     except FileNotFoundError:
         raise InputError(f"{path}: expected an image, found no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: expected an image, found a folder{_why_unlisted(name)}") from None
     except OSError as error:
         reason = error.strerror or _one_line(error)
         raise InputError(f"{path}: expected a readable image, found a damaged or unreadable file ({reason})") from None
@@ -178,6 +201,15 @@ def _read(path: str | os.PathLike[str], max_pixels: int) -> RawImage:
         # A hostile or damaged file can raise nearly anything inside a decoder; none of it may stop a batch.
         raise InputError(f"{path}: expected a readable image, found a damaged file ({_one_line(error)})") from None
     return _to_raw(array, dtype, str(path))
+
+
+def _why_unlisted(folder: str) -> str:
+    """Why a folder gave no images of its own, where that is the system's doing."""
+    try:
+        os.scandir(folder).close()
+    except OSError as error:
+        return f" that cannot be listed ({error.strerror})"
+    return ""
 
 
 def _pillow_format(head: bytes) -> Callable[[BinaryIO], Image.Image] | None:

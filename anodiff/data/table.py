@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from anodiff.data.readers import IMAGE_SUFFIXES, PAGE_MARK, count_pages, split_page
+from anodiff.data.readers import IMAGE_SUFFIXES, PAGE_MARK, count_pages, file_of
+from anodiff.data.stacks import INDEX_MARK, image_paths, is_stack
 from anodiff.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 COLUMNS = ("id", "path", "label", "mask", "group", "split")
 SPLITS = ("train", "val", "dev", "test", "")
 MAX_ID_BYTES = 120
+NAMED_GROUPS = 3
 HASH_DIGITS = 8
 _DEVICE_NAMES = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(f"lpt{i}" for i in range(10))}
 
@@ -89,7 +91,9 @@ def build_table(samples: Iterable[Sample], layout: str, root: str | os.PathLike[
 
 
 def page_paths(path: str) -> list[str]:
-    """``[path]``, or ``path#page=1`` ... where the file is a TIFF of several pages."""
+    """``[path]``, or ``path#page=1`` ... for a TIFF of several pages, ``path#index=...`` for an NPZ or IDX file."""
+    if is_stack(path):
+        return image_paths(path)
     if Path(path).suffix.lower() not in (".tif", ".tiff"):
         return [path]
     pages = count_pages(path)
@@ -99,7 +103,7 @@ def page_paths(path: str) -> list[str]:
 def _pages(sample: Sample) -> list[Sample]:
     paths = page_paths(sample.path)
     masks = page_paths(sample.mask) if sample.mask else [""]
-    if len(paths) == 1:
+    if paths == [sample.path]:
         return [sample]
     if len(masks) != len(paths):
         # One mask for all pages: of the wrong size or not, reading it decides.
@@ -117,17 +121,19 @@ def make_ids(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
     """
     if not paths:
         return []
-    full = [os.path.abspath(os.fspath(path)) for path in paths]
+    files = [file_of(path) for path in paths]
+    marks = [os.fspath(path)[len(file) :] for path, file in zip(paths, files, strict=True)]
+    full = [os.path.abspath(file) for file in files]
     folders = {os.path.dirname(path) for path in full}
     try:
         common = os.path.commonpath(list(folders))
     except ValueError:  # drives of their own
         common = ""
     below = [os.path.relpath(path, common) if common else path for path in full]
-    plain = [_safe(_stem(path, split_page(whole)[1])) for path, whole in zip(below, full, strict=True)]
+    plain = [_safe(_stem(path, mark)) for path, mark in zip(below, marks, strict=True)]
     seen = Counter(name.casefold() for name in plain)
     ids = []
-    for name, path in zip(plain, below, strict=True):
+    for name, path in zip(plain, map("".join, zip(below, marks, strict=True)), strict=True):
         if seen[name.casefold()] > 1 or len(name.encode()) > MAX_ID_BYTES or name.casefold() in _DEVICE_NAMES:
             digest = hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
             name = f"{_cut(name)}-{digest[:HASH_DIGITS]}"
@@ -135,10 +141,13 @@ def make_ids(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
     return ids if len({name.casefold() for name in ids}) == len(ids) else _numbered(ids)
 
 
-def _stem(path: str, page: int | None) -> str:
-    if page is None:
-        return os.path.splitext(path)[0]
-    return f"{os.path.splitext(path.rpartition(PAGE_MARK)[0])[0]}_page_{page}"
+def _stem(path: str, mark: str) -> str:
+    """``path`` without its extension, with what ``mark`` ("#page=3", "#index=test_images/17") names in it."""
+    stem = os.path.splitext(path)[0]
+    if not mark:
+        return stem
+    name = mark.removeprefix(INDEX_MARK).replace(PAGE_MARK, "page_").replace("/", "_")
+    return f"{stem}_{name}"
 
 
 def _safe(name: str) -> str:
@@ -192,6 +201,23 @@ def group_keys(samples: SampleTable) -> np.ndarray:
     """The group of each row as strings; an image of no known group is a group of its own (its path)."""
     table = samples.table
     return np.asarray(table["group"].where(table["group"] != "", table["path"]), dtype=object)
+
+
+def refuse_shared_groups(samples: SampleTable, split: str, others: Sequence[str] = ("train", "val")) -> None:
+    """Raises DataError where a group (patient, part) of ``split`` also occurs in another split that is learnt from.
+
+    An image listed twice is such a group, too.
+    """
+    keys, splits = group_keys(samples), samples.table["split"]
+    inside = set(keys[splits.eq(split).to_numpy()])
+    for other in others:
+        shared = sorted(inside & set(keys[splits.eq(other).to_numpy()])) if other != split else []
+        if shared:
+            raise DataError(
+                f"{samples.root}: expected each group in one split only, found {len(shared)} both in "
+                f"{split or 'no split'} and in {other}: {', '.join(shared[:NAMED_GROUPS])}"
+                f"{', ...' if len(shared) > NAMED_GROUPS else ''}"
+            )
 
 
 def split_groups(samples: SampleTable, fraction: float, seed: int = 0) -> tuple[SampleTable, SampleTable]:

@@ -53,6 +53,21 @@ def test_cmyk_jpeg_becomes_rgb(tmp_path: Path) -> None:
     assert read_image(tmp_path / "a.jpg").pixels.shape == (24, 20, 3)
 
 
+AWKWARD = ["s%d.png", "a b.png", "[0].png", "*.png", "a#b.png", "c:d.png", "pipe:1.png", "-i.png", "Gehirn ä 脑.png",
+           "quo'te\".png", "new\nline.png", "a,b=1.png", "%.png"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_png_of_an_awkward_name_reads_itself(png_bytes: PngWriter, tmp_path: Path, name: str) -> None:
+    """16-bit colour goes through FFmpeg, which takes names for patterns and addresses: here, of the neighbour."""
+    for other in ("s0.png", "s1.png", "0.png"):
+        (tmp_path / other).write_bytes(png_bytes(DEEP_COLOUR[::-1]))
+    (tmp_path / name).write_bytes(png_bytes(DEEP_COLOUR))
+    np.testing.assert_array_equal(read_image(tmp_path / name).pixels, DEEP_COLOUR)
+    Image.fromarray(GREY).save(tmp_path / name, format="PNG")
+    np.testing.assert_array_equal(read_image(tmp_path / name).pixels[:, :, 0], GREY)
+
+
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_grey_16_bit_keeps_its_values(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"

@@ -104,7 +104,7 @@ def test_text_named_png(tmp_path: Path) -> None:
 def test_missing_file_and_folder_and_dangling_link(tmp_path: Path) -> None:
     refused(tmp_path / "none.png", "no such file")
     (tmp_path / "folder.png").mkdir()
-    refused(tmp_path / "folder.png", "unreadable", "directory")
+    refused(tmp_path / "folder.png", "a folder")
     (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
     refused(tmp_path / "link.png", "no such file")
 
@@ -183,7 +183,7 @@ def test_npy_without_numbers_or_with_pickles(tmp_path: Path) -> None:
     np.save(tmp_path / "object.npy", np.full((9, 9), {"a": 1}), allow_pickle=True)
     refused(tmp_path / "object.npy", "damaged")
     np.savez(tmp_path / "archive.npz", a=GREY)
-    refused(tmp_path / "archive.npz", "PNG, JPEG")
+    refused(tmp_path / "archive.npz", "a file of many", "#index=KEY/0")
 
 
 def test_pages_that_are_not_there_or_not_named(tmp_path: Path) -> None:

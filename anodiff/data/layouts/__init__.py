@@ -4,43 +4,120 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from anodiff.data.layouts import folder, lgg_tif, manifest, mvtec
+from anodiff.data.layouts import (
+    classes,
+    folder,
+    idx,
+    kolektor,
+    lgg_tif,
+    magnetic_tile,
+    manifest,
+    medmnist,
+    mvtec,
+    visa,
+)
 from anodiff.data.layouts.folder import expand_inputs
+from anodiff.data.layouts.grouping import BY_PATH, regrouped
 from anodiff.data.table import SampleTable
 from anodiff.errors import DataError
 
+
+class Layout(NamedTuple):
+    """matches: whether a path can be read so; load: path -> table, given ``normal`` too where ``takes_normal``;
+    recognises: the stricter question that "auto" asks where no normal class is named."""
+
+    matches: Callable[[Path], bool]
+    load: Callable[..., SampleTable]
+    takes_normal: bool = False
+    recognises: Callable[[Path], bool] | None = None
+
+
 # In the order in which "auto" asks them; the folder layout takes whatever is left.
-LAYOUTS: dict[str, tuple[Callable[[Path], bool], Callable[[Path], SampleTable]]] = {
-    "mvtec": (mvtec.matches, mvtec.load),
-    "manifest": (manifest.matches, manifest.load),
-    "lgg_tif": (lgg_tif.matches, lgg_tif.load),
-    "folder": (folder.matches, folder.load),
+LAYOUTS: dict[str, Layout] = {
+    "mvtec": Layout(mvtec.matches, mvtec.load),
+    "manifest": Layout(manifest.matches, manifest.load),
+    "visa": Layout(visa.matches, visa.load),
+    "magnetic_tile": Layout(magnetic_tile.matches, magnetic_tile.load),
+    "kolektor_sdd": Layout(kolektor.matches_items, kolektor.load_items),
+    "kolektor_sdd2": Layout(kolektor.matches_splits, kolektor.load_splits),
+    "medmnist": Layout(medmnist.matches, medmnist.load, takes_normal=True),
+    "idx": Layout(idx.matches, idx.load, takes_normal=True),
+    "lgg_tif": Layout(lgg_tif.matches, lgg_tif.load),
+    "classes": Layout(classes.matches, classes.load, takes_normal=True, recognises=classes.recognises),
+    "folder": Layout(folder.matches, folder.load),
 }
+# Layouts of sets that come as a folder of data sets, and those that would match that folder as a whole.
+CATEGORY_LAYOUTS = ("mvtec", "visa")
+CATCH_ALL = ("lgg_tif", "classes", "folder")
 
 
-def load_table(data: str | os.PathLike[str], layout: str = "auto") -> SampleTable:
-    """The sample table of a data set: a folder in one of the LAYOUTS, or a CSV manifest.
+def load_table(
+    data: str | os.PathLike[str], layout: str = "auto", *, normal: str | Sequence[str] = (), group_by: str = ""
+) -> SampleTable:
+    """The sample table of a data set: a folder or file in one of the LAYOUTS, or a CSV manifest.
 
-    Raises DataError: no such path, an unknown layout, a folder that does not have the named layout or has no image.
+    normal: the normal class or classes (a sequence, or one string with commas), where the layout has classes.
+    group_by: what belongs together: ``path`` (the folder of the image), a regular expression with one group in
+    parentheses that is searched in each path, or a column of the manifest; by default what the layout knows.
+
+    Raises DataError: no such path, an unknown layout, a folder that does not have the named layout or has no image, a
+    normal class that is not there or needed and not named, a group that cannot be found.
     """
     path = Path(data)
+    named = [name.strip() for name in (normal.split(",") if isinstance(normal, str) else normal) if name.strip()]
     if not path.exists():
         raise DataError(f"{path}: expected a data folder or a CSV manifest, found no such path")
-    if path.is_file() and path.suffix.lower() != ".csv":
-        raise DataError(f"{path}: expected a data folder or a CSV manifest, found another kind of file")
-    if layout == "auto":
-        layout = next(name for name, (matches, _) in LAYOUTS.items() if matches(path))
-    if layout not in LAYOUTS:
-        near = difflib.get_close_matches(layout, LAYOUTS, n=1)
+    try:
+        return _loaded(path, layout, named, group_by)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or path}: expected a folder or file that can be read, found {error.strerror}"
+        ) from None
+
+
+def _loaded(path: Path, layout: str, named: Sequence[str], group_by: str) -> SampleTable:
+    name = _recognised(path, named) if layout == "auto" else layout
+    if name not in LAYOUTS:
+        near = difflib.get_close_matches(name, LAYOUTS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"expected auto, {', '.join(LAYOUTS)}"
-        raise DataError(f"{path}: unknown layout {layout!r}; {hint}")
-    matches, load = LAYOUTS[layout]
-    if not matches(path):
-        raise DataError(f"{path}: expected the layout {layout!r}, found another; layout 'auto' finds the right one")
-    return load(path)
+        raise DataError(f"{path}: unknown layout {name!r}; {hint}")
+    chosen = LAYOUTS[name]
+    if not chosen.matches(path):
+        raise DataError(f"{path}: expected the layout {name!r}, found another; layout 'auto' finds the right one")
+    if named and not chosen.takes_normal:
+        if name == "folder":
+            raise DataError(f"{path}: expected class folders for --normal {','.join(named)}, found none")
+        raise DataError(f"{path}: expected no --normal, since the layout {name!r} says by itself what is normal")
+    column = group_by.strip().lower()
+    if name == "manifest" and column not in ("", BY_PATH) and column in manifest.column_names(manifest.file_in(path)):
+        return manifest.load(path, column)
+    samples = chosen.load(path, named) if chosen.takes_normal else chosen.load(path)
+    return regrouped(samples, group_by) if group_by else samples
 
 
-__all__ = ["LAYOUTS", "expand_inputs", "load_table"]
+def _recognised(path: Path, normal: Sequence[str]) -> str:
+    """The layout that "auto" takes; class folders without a well-known normal class are some only if one is named."""
+    for name, layout in LAYOUTS.items():
+        if (layout.matches if normal or layout.recognises is None else layout.recognises)(path):
+            if name in CATCH_ALL:
+                _refuse_categories(path)
+            return name
+    raise DataError(f"{path}: expected a data folder, a CSV manifest, an NPZ or IDX file, found another kind of file")
+
+
+def _refuse_categories(path: Path) -> None:
+    """Raises DataError for a folder of several data sets, whose anomalies a plain folder would take as normal."""
+    inside = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    found = [entry.name for entry in inside if any(LAYOUTS[name].matches(entry) for name in CATEGORY_LAYOUTS)]
+    if found:
+        raise DataError(
+            f"{path}: expected one data set, found a folder of {len(found)} ({', '.join(found)}); give one of them, "
+            "or --layout folder to take every image as it is"
+        )
+
+
+__all__ = ["LAYOUTS", "Layout", "expand_inputs", "load_table"]

@@ -5,14 +5,17 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from anodiff.data.readers import IMAGE_SUFFIXES, image_suffix, split_page
+from anodiff.data.readers import IMAGE_SUFFIXES, file_of, image_suffix
+from anodiff.data.stacks import is_stack
 from anodiff.data.table import Sample, SampleTable, build_table, page_paths
 from anodiff.errors import DataError
 
 MASK_STEM_SUFFIX = "_mask"
+#: what a mask's name has after the stem of the image beside it
+MASK_SUFFIXES = (MASK_STEM_SUFFIX, "_label", "_GT")
 TRUTH_SUFFIX = "ground_truth"
 
 
@@ -34,39 +37,54 @@ def natural_key(text: str) -> list[tuple[int, int, str]]:
     ]
 
 
-def list_images(folder: str | os.PathLike[str], *, masks: bool = False) -> list[str]:
+def refuse_unlisted(error: OSError) -> None:
+    """Raises DataError for a folder that cannot be listed: what lies in it would be missing without a word."""
+    raise DataError(f"{error.filename}: expected a folder that can be listed, found {error.strerror or error}")
+
+
+def list_images(
+    folder: str | os.PathLike[str], *, masks: bool = False, onerror: Callable[[OSError], None] = refuse_unlisted
+) -> list[str]:
     """The image files below ``folder`` in natural order; hidden files and folders are passed over.
 
-    Unless ``masks``, annotations are left out too: folders named ``ground_truth`` or ``..._ground_truth``, and
-    ``x_mask.png`` where an image ``x`` lies beside it.
+    Unless ``masks``, annotations are left out too: folders named ``ground_truth`` or ``..._ground_truth``, ``Masks``
+    beside ``Images``; ``x_mask``, ``x_label`` and ``x_GT`` where an image ``x`` lies beside; and the PNGs of magnetic
+    tiles (``MT_*/Imgs/x.png`` beside ``x.jpg``). ``onerror`` is told of each folder that cannot be listed.
     """
     found = []
-    for current, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".") and (masks or not _is_truth(name))]
+    for current, folders, files in os.walk(folder, onerror=onerror):
+        folders[:] = [name for name in folders if not name.startswith(".") and (masks or not _is_truth(name, folders))]
         images = [name for name in files if image_suffix(name) and not name.startswith(".")]
-        stems = {os.path.splitext(name)[0] for name in images}
-        found += [
-            os.path.join(current, name)
-            for name in images
-            if masks or not _is_mask_of_another(os.path.splitext(name)[0], stems)
-        ]
+        kept = images if masks else without_masks(current, images)
+        found += [os.path.join(current, name) for name in kept]
     return sorted(found, key=natural_key)
 
 
-def _is_truth(name: str) -> bool:
-    return name == TRUTH_SUFFIX or name.endswith(f"_{TRUTH_SUFFIX}")
+def _is_truth(name: str, beside: Sequence[str]) -> bool:
+    return name == TRUTH_SUFFIX or name.endswith(f"_{TRUTH_SUFFIX}") or (name == "Masks" and "Images" in beside)
 
 
-def _is_mask_of_another(stem: str, stems: set[str]) -> bool:
-    return stem.endswith(MASK_STEM_SUFFIX) and stem.removesuffix(MASK_STEM_SUFFIX) in stems
+def without_masks(folder: str, images: Sequence[str]) -> list[str]:
+    """The names of ``folder`` that are not annotations of another one beside them."""
+    stems = {os.path.splitext(name)[0] for name in images}
+    photographs = {os.path.splitext(name)[0] for name in images if name.lower().endswith((".jpg", ".jpeg"))}
+    tiles = os.path.basename(folder) == "Imgs" and os.path.basename(os.path.dirname(folder)).startswith("MT_")
+    kept = []
+    for name in images:
+        stem, suffix = os.path.splitext(name)
+        of_another = any(stem.endswith(mark) and stem.removesuffix(mark) in stems for mark in MASK_SUFFIXES)
+        if not of_another and not (tiles and suffix.lower() == ".png" and stem in photographs):
+            kept.append(name)
+    return kept
 
 
 def expand_inputs(inputs: Sequence[str | os.PathLike[str]]) -> list[str]:
     """The images that a list of files, folders, glob patterns and CSVs (a column ``path``) stands for.
 
-    Each file once, in natural order; every page of a multi-page TIFF on its own, as ``stack.tif#page=1``. Files named
-    one by one are kept whatever they are, and paths listed in a CSV even if missing: reading them says what is wrong,
-    in their own row. Raises DataError for an argument that is neither a file, a folder nor a pattern that matches, and
+    Each file once, in natural order; every page of a multi-page TIFF on its own, as ``stack.tif#page=1``, and every
+    image of an NPZ or IDX file, as ``set.npz#index=images/0``. Files named one by one are kept whatever they are, paths
+    listed in a CSV even if missing, and folders that cannot be listed: reading them says what is wrong, in their own
+    row. Raises DataError for an argument that is neither a file, a folder nor a pattern that matches, and
     where there is no image at all.
     """
     found: dict[str, str] = {}
@@ -82,11 +100,14 @@ def expand_inputs(inputs: Sequence[str | os.PathLike[str]]) -> list[str]:
 
 def _expand(item: str) -> list[str]:
     if os.path.isdir(item):
-        return list_images(item)
-    if os.path.lexists(item) or os.path.isfile(split_page(item)[0]):
+        unlisted: list[str] = []
+        found = list_images(item, onerror=lambda error: unlisted.append(os.fspath(error.filename)))
+        return found + unlisted
+    if os.path.lexists(item) or os.path.isfile(file_of(item)):
         return _listed(Path(item)) if item.lower().endswith(".csv") else [item]
     if glob.has_magic(item):
-        matched = [path for path in glob.glob(item, recursive=True) if os.path.isfile(path) and image_suffix(path)]
+        files = [path for path in glob.glob(item, recursive=True) if os.path.isfile(path)]
+        matched = [path for path in files if image_suffix(path) or is_stack(path)]
         if matched:
             return matched
         raise DataError(f"{item}: expected a pattern that matches images, found no match")
@@ -96,4 +117,4 @@ def _expand(item: str) -> list[str]:
 def _listed(file: Path) -> list[str]:
     from anodiff.data.layouts.manifest import read_manifest, resolve
 
-    return [resolve(file, sample.path) for sample in read_manifest(file)]
+    return [resolve(file, sample.path) for sample in read_manifest(file, paths_only=True)]

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from anodiff.data.layouts.annotations import label_of
 from anodiff.data.layouts.folder import MASK_STEM_SUFFIX, list_images
-from anodiff.data.readers import read_mask
 from anodiff.data.table import Sample, SampleTable, build_table
-from anodiff.errors import InputError
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 
@@ -29,7 +28,7 @@ def load(path: Path) -> SampleTable:
         if not image.lower().endswith(TIFF_SUFFIXES):
             continue
         mask = _mask_of(image)
-        samples.append(Sample(image, _label(mask), mask, os.path.basename(os.path.dirname(image))))
+        samples.append(Sample(image, label_of(mask), mask, os.path.basename(os.path.dirname(image))))
     return build_table(samples, "lgg_tif", path)
 
 
@@ -37,10 +36,3 @@ def _mask_of(image: str) -> str:
     stem, suffix = os.path.splitext(image)
     mask = f"{stem}{MASK_STEM_SUFFIX}{suffix}"
     return mask if suffix.lower() in TIFF_SUFFIXES and os.path.isfile(mask) else ""
-
-
-def _label(mask: str) -> int | None:
-    try:
-        return int(read_mask(mask).any()) if mask else None
-    except InputError:
-        return None

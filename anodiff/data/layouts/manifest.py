@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 
 from anodiff.data.table import SPLITS, Sample, SampleTable, build_table
@@ -26,12 +28,15 @@ LABELS = {
 
 def matches(path: Path) -> bool:
     """Whether ``path`` is a CSV file, or a folder with a manifest.csv."""
-    return path.is_file() or (path / MANIFEST_NAME).is_file()
+    return (path.is_file() and path.suffix.lower() == ".csv") or (path / MANIFEST_NAME).is_file()
 
 
-def load(path: Path) -> SampleTable:
-    """The sample table of a CSV file, or of the manifest.csv in a folder. Raises DataError naming the line at fault."""
-    file = path if path.is_file() else path / MANIFEST_NAME
+def load(path: Path, group_column: str = "group") -> SampleTable:
+    """The sample table of a CSV file, or of the manifest.csv in a folder; groups may come from any of its columns.
+
+    Raises DataError naming the line at fault.
+    """
+    file = file_in(path)
     samples = [
         Sample(
             resolve(file, sample.path),
@@ -40,9 +45,20 @@ def load(path: Path) -> SampleTable:
             sample.group,
             sample.split,
         )
-        for sample in read_manifest(file)
+        for sample in read_manifest(file, group_column=group_column)
     ]
     return build_table(samples, "manifest", file)
+
+
+def file_in(path: Path) -> Path:
+    """The manifest itself, where ``path`` is one or has one."""
+    return path if path.is_file() else path / MANIFEST_NAME
+
+
+def column_names(file: Path) -> list[str]:
+    """The columns of a CSV file in lower case, stripped. Raises DataError where it cannot be read."""
+    with _reading(file), open(file, encoding="utf-8-sig", newline="") as stream:
+        return _columns(csv.DictReader(stream, strict=True))
 
 
 def resolve(file: Path, name: str) -> str:
@@ -50,39 +66,55 @@ def resolve(file: Path, name: str) -> str:
     return str(file.parent / name)
 
 
-def read_manifest(file: Path) -> list[Sample]:
+def read_manifest(file: Path, *, paths_only: bool = False, group_column: str = "group") -> list[Sample]:
     """The rows of a manifest with their paths as written (not yet resolved); other columns are ignored.
 
-    label is 0 or 1 (or normal/good, anomalous); an empty field means unknown. Raises DataError naming file and line:
-    no ``path`` column, an empty path, a label or split of another name, bytes that are not UTF-8.
+    label is 0 or 1 (or normal/good, anomalous); an empty field means unknown. With ``paths_only`` nothing else is
+    looked at. Raises DataError naming file and line: no ``path`` column, an empty path, a label or split of another
+    name, bytes that are not UTF-8.
     """
     samples = []
-    try:
-        with open(file, encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            columns = [name.strip().lower() for name in reader.fieldnames or []]
-            if "path" not in columns:
-                raise DataError(
-                    f"{file}: expected a column 'path' (of {', '.join(KNOWN)}), found {', '.join(columns) or 'nothing'}"
-                )
-            reader.fieldnames = columns
-            for row in reader:
-                samples.append(_sample(row, f"{file}, line {reader.line_num}"))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        detail = " ".join(str(error).split())
-        raise DataError(f"{file}: expected a readable CSV file in UTF-8, found {detail}") from None
+    with _reading(file), open(file, encoding="utf-8-sig", newline="") as stream:
+        reader = csv.DictReader(stream, strict=True)
+        columns = _columns(reader)
+        if "path" not in columns:
+            raise DataError(
+                f"{file}: expected a column 'path' (of {', '.join(KNOWN)}), found {', '.join(columns) or 'nothing'}"
+            )
+        reader.fieldnames = columns
+        for row in reader:
+            where = f"{file}, line {reader.line_num}"
+            samples.append(Sample(_path(row, where)) if paths_only else _sample(row, where, group_column))
     if not samples:
         raise DataError(f"{file}: expected rows below the header, found none")
     return samples
 
 
-def _sample(row: dict[str, str | None], where: str) -> Sample:
-    field = {name: row.get(name) or "" for name in KNOWN}
-    if not field["path"]:
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        detail = " ".join(str(error).split())
+        raise DataError(f"{file}: expected a readable CSV file in UTF-8, found {detail}") from None
+
+
+def _columns(reader: csv.DictReader[str]) -> list[str]:
+    return [name.strip().lower() for name in reader.fieldnames or []]
+
+
+def _path(row: dict[str, str | None], where: str) -> str:
+    if not row.get("path"):
         raise DataError(f"{where}: expected a path, found an empty field")
+    return str(row["path"])
+
+
+def _sample(row: dict[str, str | None], where: str, group_column: str) -> Sample:
+    field = {name: row.get(name) or "" for name in KNOWN}
+    path, group = _path(row, where), (row.get(group_column) or "").strip()
     label, split = field["label"].strip().lower(), field["split"].strip().lower()
     if label not in LABELS:
         raise DataError(f"{where}: expected a label 0 (normal), 1 (anomalous) or nothing, found {field['label']!r}")
     if split not in SPLITS:
         raise DataError(f"{where}: expected a split train, val, dev, test or nothing, found {field['split']!r}")
-    return Sample(field["path"], LABELS[label], field["mask"], field["group"].strip(), split)
+    return Sample(path, LABELS[label], field["mask"], group, split)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -295,4 +297,95 @@ def test_real_sets_in_their_own_layouts(data_root: Path) -> None:
 
 
 def test_every_layout_is_offered() -> None:
-    assert list(LAYOUTS) == ["mvtec", "manifest", "lgg_tif", "folder"]
+    # The first that matches is taken: a folder's own manifest wins over what its folders look like, MVTec over both.
+    assert list(LAYOUTS) == [
+        "mvtec", "manifest", "visa", "magnetic_tile", "kolektor_sdd", "kolektor_sdd2", "medmnist", "idx", "lgg_tif",
+        "classes", "folder",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def unlisted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of two images, with one inside that the system does not let be listed."""
+    put(tmp_path / "data" / "1.png")
+    put(tmp_path / "data" / "2.png")
+    put(tmp_path / "data" / "locked" / "3.png")
+    scandir = os.scandir
+
+    def refuse(place: str = ".") -> object:
+        if os.fspath(place).endswith("locked"):
+            raise PermissionError(13, "Permission denied", os.fspath(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    return tmp_path / "data"
+
+
+def test_a_folder_that_cannot_be_listed_is_named_when_data_is_loaded(unlisted: Path) -> None:
+    with pytest.raises(DataError, match=r"locked: expected a folder that can be listed, found Permission denied"):
+        load_table(unlisted)
+
+
+@pytest.mark.parametrize("name", ["train", "train/good"])
+def test_so_is_one_of_a_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    small_mvtec(tmp_path)
+    listdir, scandir = os.listdir, os.scandir
+
+    def refuse(function: Callable[..., object]) -> Callable[..., object]:
+        def refused(place: str = ".") -> object:
+            if os.fspath(place).endswith(name):
+                raise PermissionError(13, "Permission denied", os.fspath(place))
+            return function(place)
+
+        return refused
+
+    monkeypatch.setattr(os, "listdir", refuse(listdir))
+    monkeypatch.setattr(os, "scandir", refuse(scandir))
+    with pytest.raises(DataError, match=rf"{name}: expected a folder .* found Permission denied"):
+        load_table(tmp_path)
+
+
+def test_a_folder_that_cannot_be_listed_is_a_row_of_its_own_when_scored(unlisted: Path) -> None:
+    found = expand_inputs([unlisted])
+    assert relative(found, unlisted) == ["1.png", "2.png", "locked"]
+    with pytest.raises(InputError, match=r"locked: .* found a folder that cannot be listed \(Permission denied\)"):
+        read_image(found[2])
+
+
+def test_score_needs_only_the_paths_of_a_list(tmp_path: Path) -> None:
+    put(tmp_path / "a.png")
+    file = tmp_path / "day.csv"
+    file.write_text("path,label,split\na.png,tumour,monday\n")
+    assert expand_inputs([file]) == [str(tmp_path / "a.png")]
+    with pytest.raises(DataError, match=r"line 2: expected a label 0 .*found 'tumour'"):
+        load_table(file)
+
+
+def test_groups_by_folder_by_part_of_the_path_and_by_column(tmp_path: Path) -> None:
+    names = ["left/p1_1.png", "left/p1_2.png", "right/p2_1.png"]
+    for name in names:
+        put(tmp_path / name)
+    file = tmp_path / "list.csv"
+    file.write_text("path,group,Patient\n" + "".join(f"{name},g,{name[-7:-4]}\n" for name in names))
+    assert load_table(file).table["group"].tolist() == ["g"] * 3
+    assert load_table(file, group_by="patient").table["group"].tolist() == ["1_1", "1_2", "2_1"]
+    for data in (file, tmp_path / "left"):
+        found = load_table(data, group_by=r"p([0-9])_").table["group"].tolist()
+        assert found == (["1", "1", "2"] if data is file else ["1", "1"])
+    assert load_table(file, group_by="path").table["group"].tolist() == ["left", "left", "right"]
+    assert load_table(tmp_path / "left", group_by="path").table["group"].tolist() == [".", "."]
+
+
+@pytest.mark.parametrize(
+    ("group_by", "message"),
+    [
+        ("p([0-9]", "expected a regular expression, found"),
+        ("patient", "expected 'path', a column of the CSV manifest, or .* found 0 groups"),
+        ("(p)([0-9])", "found 2 groups"),
+        ("x([0-9])", r"expected a group in every path, found none in 1, p1\.png first"),
+    ],
+)
+def test_groups_that_cannot_be_found(tmp_path: Path, group_by: str, message: str) -> None:
+    put(tmp_path / "p1.png")
+    with pytest.raises(DataError, match=message):
+        load_table(tmp_path, group_by=group_by)
