@@ -1,0 +1,248 @@
+"""Tuning: the law of levels where the ideal denoiser is known, honest bookkeeping, nothing changed for noise."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+from torch import Tensor, nn
+
+from anodiff.anomaly import AnomalyDetector, DetectorSettings
+from anodiff.anomaly.tuning import Tuning, _other_noise, level_grid, tune
+from anodiff.anomaly.tuning_cache import CLEAN, ErrorCache, Normals, PlantedImages
+from anodiff.anomaly.tuning_measure import Measure, resampled_ap
+from anodiff.anomaly.tuning_search import Search
+from anodiff.errors import ConfigError, DataError
+
+SIDE = 20
+BASE = DetectorSettings(
+    noise="gaussian", noise_scale="unit", levels=(1.0,), antithetic=True, standardise="scalar", smooth_px=0.0
+)
+
+
+def spectrum() -> Tensor:
+    """Power of stationary Gaussian images of deviation 0.3, falling with frequency, on noise of 0.1; (H, W)."""
+    frequency = torch.fft.fftfreq(SIDE) * SIDE
+    power = 1 / (1 + (frequency[:, None] ** 2 + frequency[None] ** 2) / 2) ** 2.5
+    return power / power.mean() * 0.3**2 + 0.1**2
+
+
+class WienerDenoiser(nn.Module):
+    """The exact denoiser of those images: each frequency times power / (power + sigma^2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("power", spectrum())
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        passed = self.power / (self.power + sigma.reshape(-1, 1, 1, 1) ** 2)
+        return torch.fft.ifft2(torch.fft.fft2(x) * passed).real
+
+
+def images(count: int, seed: int = 0, groups: int | None = None) -> Normals:
+    noise = torch.randn(count, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+    drawn = torch.fft.ifft2(torch.fft.fft2(noise) * spectrum().sqrt()).real
+    return Normals(drawn, tuple(f"g{i % (groups or count)}" for i in range(count)))
+
+
+@pytest.fixture(scope="module")
+def toy() -> SimpleNamespace:
+    return SimpleNamespace(denoiser=WienerDenoiser(), calibrations={})
+
+
+def tuned(toy: Any, base: DetectorSettings = BASE, count: int = 32, **options: Any) -> Tuning:
+    options = {"levels": [0.03, 0.2], "noises": [], "device": "cpu", "kinds": ["texture"], "nfe": 2} | options
+    return tune(toy, images(count), base, **options)
+
+
+@pytest.fixture(scope="module")
+def fine(toy: Any) -> Tuning:
+    """For fine texture."""
+    return tuned(toy)
+
+
+def test_low_frequencies_want_higher_levels_than_fine_texture(toy: Any, fine: Tuning) -> None:
+    """The residual of the ideal denoiser passes H = s^2 / (p + s^2) of a frequency of power p, so a wave stands out of
+    normal error by H / sqrt(mean p H^2): for a coarse one (large p) that is best at a high level s, for a fine one at a
+    low one."""
+    levels, power = (0.03, 0.2, 1.0), spectrum()
+    best = {}
+    for name, wave in (("coarse", (0, 1)), ("fine", (SIDE // 2, SIDE // 2))):
+        passed = [s * s / (power + s * s) for s in levels]
+        best[name] = int(np.argmax([float(h[wave] / (power * h * h).mean().sqrt()) for h in passed]))
+    assert best["coarse"] > best["fine"]
+    coarse = tuned(toy, kinds=["blob"])
+    assert coarse.levels == fine.levels == levels
+    assert np.argmax(coarse.level_curve["mean"]) > np.argmax(fine.level_curve["mean"])
+    assert coarse.settings.levels > fine.settings.levels
+    assert fine.settings.levels == (levels[best["fine"]],)
+
+
+def test_the_choice_is_within_the_budget_and_no_worse_than_what_was(toy: Any) -> None:
+    result = tuned(toy, nfe=4, kinds=["blob", "texture"])
+    assert result.settings.nfe <= 4
+    rows = {row.name: row for row in result.candidates}
+    chosen = rows["chosen"]
+    assert chosen.verdict == "kept"
+    assert chosen.gain > chosen.gain_error
+    assert chosen.ap == pytest.approx(np.mean(list(chosen.by_kind.values())))
+    assert [nfe for nfe, _, _ in result.nfe_curve] == [2, 4]
+    assert set(result.level_curve) == {"mean", "blob", "texture"}
+    assert result.counts["normal_images"] + result.counts["fit_images"] == 32
+    # every image once at every level, twice for the pair: the search itself asks the network nothing
+    seen = 32 + result.counts["planted_images"]
+    assert result.counts["network_calls"] == seen * len(result.levels) * 2
+    assert json.loads(json.dumps(result.to_json()))["settings"]["levels"] == list(result.settings.levels)
+
+
+def test_the_same_seed_gives_the_same_choice(toy: Any, fine: Tuning) -> None:
+    assert tuned(toy, batch_size=3).to_json() == fine.to_json()
+
+
+class Fixed:
+    """A measure whose values and standard errors are given, by level and smoothing."""
+
+    def __init__(self, values: dict[tuple[float, float], float], error: float) -> None:
+        self.values, self.error = values, error
+        self.cache = SimpleNamespace(size=(SIDE, SIDE), levels=lambda noise: (0.5, 1.0))
+
+    def value(self, settings: DetectorSettings) -> float:
+        return self.values[settings.levels[0], settings.smooth_px]
+
+    def gain(self, ours: DetectorSettings, theirs: DetectorSettings) -> tuple[float, float]:
+        return self.value(ours) - self.value(theirs), self.error
+
+
+@pytest.mark.parametrize(
+    ("reference", "level_alone", "smoothing_alone", "kept"),
+    [
+        (0.49, 0.40, 0.40, (1.0, 0.0)),  # the whole gains 0.01: no more than the standard error of 0.02
+        (0.40, 0.42, 0.49, (1.0, 2.0)),  # the level adds 0.01 to the smoothing: it goes back, the smoothing stays
+        (0.40, 0.49, 0.42, (0.5, 0.0)),
+        (0.40, 0.45, 0.45, (0.5, 2.0)),  # each is worth 0.05
+    ],
+)
+def test_what_does_not_earn_a_standard_error_goes_back(
+    reference: float, level_alone: float, smoothing_alone: float, kept: tuple[float, float]
+) -> None:
+    values = {(1.0, 0.0): reference, (0.5, 0.0): level_alone, (1.0, 2.0): smoothing_alone, (0.5, 2.0): 0.5}
+    search = Search(Fixed(values, 0.02), 2)  # type: ignore[arg-type]
+    champion = BASE.model_copy(update={"levels": (0.5,), "smooth_px": 2.0})
+    chosen, sentences = search.guarded(champion, BASE, "default")
+    assert (chosen.levels[0], chosen.smooth_px) == kept
+    assert ("'default' is kept" in sentences[0]) == (chosen == BASE)
+
+
+def test_a_budget_below_the_present_settings_keeps_the_best_of_their_levels(toy: Any) -> None:
+    base = BASE.model_copy(update={"levels": (0.03, 1.0, 3.0)})
+    search = Search(Measure(small_cache(toy, base.levels, base), ["texture"], 0), 2)
+    assert search.within_budget(base).levels == (0.03,)
+    search.budget = 6
+    assert search.within_budget(base) == base
+    search.budget = 1
+    with pytest.raises(ConfigError, match=r"nfe.*at least 2 calls.*found 1"):
+        search.check(base)
+
+
+class OneNoiseDenoiser(nn.Module):
+    """Turns images over under Gaussian noise and gives their mean under pyramid noise, whose neighbours differ less."""
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        rough = (x - x.roll(1, -1)).abs().mean(dim=(1, 2, 3), keepdim=True) > 0.95 * sigma.reshape(-1, 1, 1, 1)
+        return torch.where(rough, x.flip(-1), torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("present", ["gaussian", "pyramid"])
+def test_another_noise_family_is_taken_where_it_shows_more(present: Any) -> None:
+    model = SimpleNamespace(denoiser=OneNoiseDenoiser(), calibrations={})
+    base = BASE.model_copy(update={"levels": (3.0,), "noise": present})
+    cache = small_cache(model, (3.0,), base)
+    other = "pyramid" if present == "gaussian" else "gaussian"
+    found = _other_noise(Search(Measure(cache, ["blob"], 0), 2), base, other, (3.0,), quiet=True)
+    assert (found.noise, found.noise_scale) == ("pyramid", "unit")
+
+
+def small_cache(toy: Any, levels: tuple[float, ...], base: DetectorSettings = BASE) -> ErrorCache:
+    fit = images(12, seed=1)
+    planted = PlantedImages.of(images(8, seed=2), ["blob", "texture"], 0, base.polarity, fit.images)
+    residuals = tuple(dict.fromkeys([base.residual, "signed", "squared", "absolute"]))
+    cache = ErrorCache(toy, base, fit, planted, residuals, device="cpu")
+    cache.compute(base.noise, "unit", levels)
+    return cache
+
+
+@pytest.mark.parametrize("polarity", ["both", "brighter", "darker"])
+@pytest.mark.parametrize("residual", ["signed", "squared", "absolute"])
+def test_stored_errors_give_the_maps_of_the_detector(toy: Any, polarity: Any, residual: Any) -> None:
+    base = BASE.model_copy(update={"polarity": polarity, "levels": (0.1, 1.0), "smooth_px": 1.0})
+    cache = small_cache(toy, (0.1, 1.0), base)
+    settings = base.model_copy(update={"residual": residual, "fusion": "max"})
+    detector = AnomalyDetector(toy, settings, device="cpu")
+    planted, fit = cache.planted, cache.fit
+    detector.fit(planted.images, planted.groups, standardise_on=fit.images, standardise_groups=[f"f{g}" for g in
+                 fit.groups])  # fmt: skip
+    count = planted.planted
+    assert planted.kinds[count:] == (CLEAN,) * 8
+    assert list(planted.kinds[:count]) == sorted(planted.kinds[:count])
+    assert not planted.masks[count:].any()
+    expected = detector(planted.images[:count]).maps.flatten()
+    found = torch.from_numpy(cache.values(settings))
+    assert float((found - expected).abs().max()) < 2e-3 * float(expected.abs().max())
+    scores = cache.scores(settings, [("topk", 0.1)])[("topk", 0.1)]
+    assert scores.shape == (len(planted),)
+
+
+def test_smoothing_before_the_mean_over_levels_is_the_same(toy: Any) -> None:
+    cache = small_cache(toy, (0.1, 0.3, 1.0))
+    settings = BASE.model_copy(update={"levels": (0.1, 1.0), "smooth_px": 1.5, "residual": "squared"})
+    alone = cache.level_values(settings)
+    assert np.allclose(alone[[0, 2]].mean(axis=0), cache.values(settings), rtol=1e-4, atol=1e-5)
+
+
+def test_resampled_ap_is_the_ap_of_the_repeated_groups() -> None:
+    rng = np.random.default_rng(0)
+    labels, groups = rng.random(200) < 0.3, rng.integers(0, 5, 200)
+    values = (np.round(rng.normal(size=200), 1) + labels).astype(np.float32)
+    weights = rng.multinomial(5, np.full(5, 0.2), size=6)
+    found = resampled_ap(labels, values, groups, weights)
+    for drawn, ap in zip(weights, found, strict=True):
+        rows = np.concatenate([np.flatnonzero(np.repeat(groups == g, 1)) for g in range(5) for _ in range(drawn[g])])
+        assert ap == pytest.approx(average_precision_score(labels[rows], values[rows]))
+    nothing = resampled_ap(labels, values, labels.astype(np.int64), np.array([[1, 0]]))
+    assert np.isnan(nothing).all()  # only the group of the normal items was drawn
+
+
+def test_binned_resamples_are_close_to_the_exact_ones() -> None:
+    rng = np.random.default_rng(1)
+    labels = rng.random(20_000) < 0.1
+    values = (rng.normal(size=20_000) + labels).astype(np.float32)
+    found = resampled_ap(labels, values, np.zeros(20_000, dtype=np.int64), np.array([[1]]))[0]
+    assert found == pytest.approx(average_precision_score(labels, values), abs=2e-3)
+
+
+def test_the_grid_leaves_out_what_is_nearly_a_present_level() -> None:
+    assert level_grid((1.0, 0.5), (0.1, 0.52, 1.1, 1.2)) == (0.1, 0.5, 1.0, 1.2)
+    with pytest.raises(ConfigError, match="found 0"):
+        level_grid((1.0,), (0.0,))
+
+
+def test_too_few_normals_say_how_many_are_needed(toy: Any) -> None:
+    few = "at least 8 normals of 4 groups .* 2 other groups"
+    with pytest.raises(DataError, match=few):
+        tune(toy, images(6), BASE, device="cpu")
+    with pytest.raises(DataError, match=f"{few}.*of 2 groups"):
+        tune(toy, images(32, groups=4), BASE, device="cpu")
+    with pytest.raises(DataError, match="found 16 in both, 'g0' first"):
+        tune(toy, images(16), BASE, fit=images(16, seed=1), device="cpu")
+    flat = Normals(images(32).images, images(32).groups, torch.zeros(32, SIDE, SIDE, dtype=torch.bool))
+    with pytest.raises(DataError, match="in which an anomaly can be seen"):
+        tune(toy, flat, BASE, device="cpu")
+    with pytest.raises(ConfigError, match="did you mean 'blob'"):
+        tuned(toy, kinds=["blop"])
+    with pytest.raises(ConfigError, match="did you mean 'pyramid'"):
+        tuned(toy, noises=["piramid"])
