@@ -13,11 +13,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from anodiff.anomaly import AnomalyDetector
     from anodiff.model import DiffusionModel, load
+    from anodiff.restoration import Restorer
 
 __version__ = "0.1.0"
-__all__ = ["AnomalyDetector", "DiffusionModel", "__version__", "load"]
+__all__ = ["AnomalyDetector", "DiffusionModel", "Restorer", "__version__", "load"]
 
-_HOME = {"AnomalyDetector": "anodiff.anomaly", "DiffusionModel": "anodiff.model", "load": "anodiff.model"}
+_HOME = {
+    "AnomalyDetector": "anodiff.anomaly",
+    "DiffusionModel": "anodiff.model",
+    "Restorer": "anodiff.restoration",
+    "load": "anodiff.model",
+}
 
 
 def __getattr__(name: str) -> Any:

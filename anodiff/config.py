@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from anodiff.errors import ConfigError
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -29,7 +30,8 @@ class Section(BaseModel):
 class IntensityConfig(Section):
     """How raw intensities become the [-1, 1] of the library.
 
-    ``unit_range`` maps the value range of the data type (0..255, 0..65535; a float image: ``[0, 1]``) to [-1, 1];
+    ``unit_range`` maps the value range of the data type (0..255, 0..65535; other types: ``[0, 1]``, and what leaves it
+    is refused unless ``preprocess.value_range`` says what the range is) to [-1, 1];
     ``percentile`` maps the ``low`` and ``high`` percentiles of the foreground; ``zscore`` standardises the foreground;
     ``robust`` does so by median and quartiles, +-``clip`` deviations becoming -1 and 1. Where lesions are brighter than
     tissue, ``spread: lower`` measures the deviation below the median only, where lesions cannot widen it.
@@ -58,11 +60,19 @@ class PreprocessConfig(Section):
     size: tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] = (128, 128)
     resize: Literal["stretch", "pad"] = "pad"
     intensity: IntensityConfig = IntensityConfig()
+    #: the values that mean black and white, whatever the data type; None: the type's own range
+    value_range: tuple[Finite, Finite] | None = None
     foreground: Literal["none", "otsu", "threshold"] = "none"
     foreground_threshold: Share = 0.05
     #: the foreground's rim of so many px (model grid) is no place for anomalies, such as a scalp; never learnt from
     foreground_erode_px: Annotated[int, Field(ge=0, le=64)] = 0
     max_pixels: Count = 100_000_000
+
+    @model_validator(mode="after")
+    def _range_ordered(self) -> PreprocessConfig:
+        if self.value_range is not None and self.value_range[0] >= self.value_range[1]:
+            raise ValueError(f"value_range must be [low, high] with low below high, found {list(self.value_range)}")
+        return self
 
 
 class NetworkConfig(Section):
@@ -95,13 +105,17 @@ class NetworkConfig(Section):
 
 
 class SigmaConfig(Section):
-    """From which noise levels training draws: log-normal (EDM), log-uniform, or uniform over the schedule's steps."""
+    """From which noise levels training draws: log-normal (EDM), log-uniform, uniform over the schedule's steps, or one.
 
-    kind: Literal["lognormal", "loguniform", "uniform-t"] = "lognormal"
+    ``fixed`` trains on the level ``value`` alone: a denoising auto-encoder.
+    """
+
+    kind: Literal["lognormal", "loguniform", "uniform-t", "fixed"] = "lognormal"
     mean: float = -0.4
     std: Positive = 1.4
     low: Positive = 0.02
     high: Positive = 20.0
+    value: Positive = 0.4
 
 
 class DiffusionConfig(Section):
@@ -112,8 +126,10 @@ class DiffusionConfig(Section):
     prediction: Literal["eps", "x0", "v", "edm"] = "edm"
     sigma_data: Positive = 0.5
     noise_input: Literal["log_sigma", "timestep"] = "log_sigma"
-    noise: Literal["gaussian", "simplex", "pyramid"] = "gaussian"
+    noise: Literal["gaussian", "simplex", "pyramid", "coarse"] = "gaussian"
     noise_scale: Literal["unit", "published"] = "unit"
+    #: ``foreground`` trains on images whose background (within 5 % of the range above the darkest value) stays clean
+    noise_where: Literal["all", "foreground"] = "all"
     sigma: SigmaConfig = SigmaConfig()
     weight: Literal["edm", "eps", "x0", "v", "min-snr"] = "edm"
     #: the image estimate is clamped to [-clip, clip] when sampling
@@ -184,15 +200,43 @@ class AnodiffConfig(Section):
     engine: EngineConfig = EngineConfig()
 
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    """The keys that are right at ``location`` of a recipe."""
-    model: Any = AnodiffConfig
-    for part in location:
-        field = getattr(model, "model_fields", {}).get(str(part))
-        if field is None:
-            return []
-        model = field.annotation
-    return list(getattr(model, "model_fields", {}))
+def known_keys(section: type[BaseModel] = AnodiffConfig, prefix: str = "") -> list[str]:
+    """Every key of a recipe by its full dotted name, groups before what is in them."""
+    found: list[str] = []
+    for name, field in section.model_fields.items():
+        found.append(f"{prefix}{name}")
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += known_keys(field.annotation, f"{prefix}{name}.")
+    return found
+
+
+def nearest_key(key: str) -> str | None:
+    """The key of a recipe that ``key`` is probably a misspelling of, by its full dotted name; None where none is near.
+
+    In the same group before any other; a right name without its group is that name.
+    """
+    known = known_keys()
+    group, _, name = key.rpartition(".")
+    beside = [known_key for known_key in known if known_key.rpartition(".")[0] == group]
+    last = {known_key.rpartition(".")[2]: known_key for known_key in reversed(known)}
+    if not group and name in last:
+        return last[name]
+    near = difflib.get_close_matches(name, [known_key.rpartition(".")[2] for known_key in beside], n=1)
+    if near:
+        return f"{group}.{near[0]}" if group else near[0]
+    if name in last:
+        return last[name]
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.75) if not group or not beside else []
+    return near[0] if near else None
+
+
+def unknown_key(key: str) -> str:
+    """What is wrong with ``key``, which no recipe has, and what was probably meant: half a sentence."""
+    near, group = nearest_key(key), key.rpartition(".")[0]
+    if near is not None:
+        return f"unknown key {key!r}; did you mean {near!r}?"
+    beside = [known.rpartition(".")[2] for known in known_keys() if known.rpartition(".")[0] == group]
+    return f"unknown key {key!r}; known here: {', '.join(beside)}" if beside else f"unknown key {key!r}"
 
 
 def explain(error: ValidationError, source: str) -> str:
@@ -201,9 +245,7 @@ def explain(error: ValidationError, source: str) -> str:
     location = first["loc"]
     key = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(location[-1]), _known_keys(location[:-1]), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(_known_keys(location[:-1]))}"
-        return f"{source}: unknown key {key!r}{hint}"
+        return f"{source}: {unknown_key(key)}"
     if first["type"] == "missing":
         return f"{source}: the key {key!r} is missing"
     message = first["msg"].removeprefix("Value error, ")
@@ -293,7 +335,10 @@ __all__ = [
     "TrainingConfig",
     "apply_overrides",
     "find_config",
+    "known_keys",
     "load_config",
+    "nearest_key",
     "parse_config",
     "shipped_configs",
+    "unknown_key",
 ]

@@ -20,11 +20,13 @@ from anodiff.errors import ConfigError, InputError, ModelFileError
 if TYPE_CHECKING:
     from anodiff.anomaly.calibration import Calibration
     from anodiff.data.preprocess import Preprocessor
+    from anodiff.data.seen import SeenImages
 
 FORMAT_VERSION = 1
 HEADER_KEY = "anodiff"
 WEIGHTS = "weights."
 CALIBRATION = "calibration."
+SEEN = "provenance.train_hashes"
 PICKLE_MARKS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -94,7 +96,8 @@ def schedule_of(config: AnodiffConfig) -> NoiseSchedule:
 class DiffusionModel:
     """A trained denoiser with all that is needed to score as it was trained.
 
-    ``calibrations`` are keyed by preset name; ``provenance`` says what it was trained on and with.
+    ``calibrations`` are keyed by preset name; ``provenance`` says what it was trained on and with; ``seen`` knows the
+    training images again (None where that is not recorded: imported weights, early files).
     """
 
     config: AnodiffConfig
@@ -102,6 +105,7 @@ class DiffusionModel:
     calibrations: dict[str, Calibration] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
+    seen: SeenImages | None = None
 
     @property
     def preprocessor(self) -> Preprocessor:
@@ -153,6 +157,9 @@ class DiffusionModel:
             "calibrations": calibrations,
             "provenance": self.provenance,
         }
+        if self.seen is not None:
+            tensors[SEEN] = self.seen.hashes
+            header["train_hashes"] = self.seen.distinct
         header["digest"] = digest(tensors, header)
         atomic_write(Path(path), save(tensors, metadata={HEADER_KEY: json.dumps(header)}))
 
@@ -210,6 +217,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def load(path: str | Path) -> DiffusionModel:
     """Read a model file onto the CPU, verified; the denoiser is in evaluation mode. Raises ModelFileError."""
     from anodiff.anomaly.calibration import Calibration
+    from anodiff.data.seen import SeenImages
 
     path = Path(path)
     header, tensors = _read(path)
@@ -232,5 +240,9 @@ def load(path: str | Path) -> DiffusionModel:
     for preset, values in header["calibrations"].items():
         prefix = f"{CALIBRATION}{preset}."
         own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-        calibrations[preset] = Calibration.from_parts(values, own)
-    return DiffusionModel(config, denoiser.eval(), calibrations, header["provenance"], path)
+        # Files that do not record it were calibrated with their own recipe; keys newer than a file have their defaults.
+        prepared = values.get("preprocess") or header["config"].get("preprocess", {})
+        plain = parse_config({**header["config"], "preprocess": prepared}, str(path)).preprocess.model_dump(mode="json")
+        calibrations[preset] = Calibration.from_parts({**values, "preprocess": plain}, own)
+    seen = SeenImages(tensors[SEEN], header["train_hashes"]) if SEEN in tensors else None
+    return DiffusionModel(config, denoiser.eval(), calibrations, header["provenance"], path, seen)

@@ -1,4 +1,4 @@
-"""The trivial baselines beside the model: fitted on training normals, measured on the same images, paired with it."""
+"""The baselines beside the model: fitted on training normals, measured on the same images, paired with it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from anodiff.anomaly.baselines import Baseline, standard_baselines
+from anodiff.anomaly.memory import FeatureMemory, encoder_features
 from anodiff.data.readers import read_image
 from anodiff.engine.progress import Progress
 from anodiff.engine.store import Item
@@ -80,23 +81,37 @@ def compare(
     *,
     quiet: bool = False,
 ) -> Comparison:
-    """Fits the standard baselines on the training normals of `samples` and measures them on the scored images."""
-    config, settings = model.config, job.detector.settings
+    """Fits the baselines on the training normals of `samples` and measures them on the scored images."""
+    config = model.config
     kept, _ = split_normals(samples, config.training.holdout, config.training.seed)
     normals = load_images(kept, model.preprocessor, config.preprocess.max_pixels, config.engine.workers, quiet)
     ours = f"anodiff {job.detector.name}"
     comparison = Comparison({ours: metrics}, {}, fitted_on(normals, pools))
     scored = {row["id"] for row in rows if row["status"] == "ok"}
-    with Progress(4 * len(items), "maps", "baselines", quiet=quiet) as progress:
-        for baseline in standard_baselines(config.polarity, settings.smooth_px):
+    baselines = baselines_of(job, model)
+    with Progress(len(baselines) * len(items), "maps", "baselines", quiet=quiet) as progress:
+        for baseline in baselines:
             baseline.fit(normals.images, normals.groups, normals.foreground)
             theirs = baseline_pools(baseline, job, items, scored, progress)
-            comparison.metrics[baseline.name] = evaluate_pools(theirs, pixel_threshold_fpr5=None)
+            found = evaluate_pools(theirs, pixel_threshold_fpr5=None)
+            comparison.metrics[baseline.name] = found | {"nfe": baseline.nfe}
             comparison.paired[baseline.name] = {
                 f"{level}_{metric}": paired_bootstrap(getattr(pools, f"{level}s"), getattr(theirs, f"{level}s"), metric)
                 for level, metric in COMPARED
             }
     return comparison
+
+
+def baselines_of(job: ScoreJob, model: DiffusionModel) -> list[Baseline]:
+    """The trivial ones, and a feature memory on the model's own encoder where its network offers features."""
+    polarity, smooth_px = model.config.polarity, job.detector.settings.smooth_px
+    found = standard_baselines(polarity, smooth_px)
+    if hasattr(model.denoiser.network, "features"):
+        denoiser = job.detector.denoiser
+        own = encoder_features(denoiser)
+        name = "feature memory (own encoder)"
+        found.append(FeatureMemory(own, polarity, smooth_px, name=name, nfe=1, device=denoiser.device))
+    return found
 
 
 def baseline_pools(
@@ -127,7 +142,11 @@ def measured_by(baseline: Baseline, job: ScoreJob, items: Sequence[Item]) -> dic
     maps = baseline.maps(torch.stack([each.image for each in prepared]), inside)
     scores = baseline.scores(maps, inside, reduction=settings.reduction, topk=settings.topk)
     return {
-        item.id: (float(score), job.preprocessor.back(values, each.geometry), mask_of(item, each.geometry.native))
+        item.id: (
+            float(score),
+            job.preprocessor.back(values, each.geometry),
+            mask_of(item, each.geometry.native, job.config.max_pixels),
+        )
         for item, each, values, score in zip(items, prepared, maps, scores, strict=True)
     }
 

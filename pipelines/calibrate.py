@@ -9,21 +9,27 @@ import typer
 
 from anodiff.errors import DataError
 from anodiff.pipelines.common import (
+    BatchSize,
     Device,
+    GroupBy,
     Layout,
     Model,
     ModelOutput,
+    Normal,
     Precision,
     Preset,
     Seed,
     Set,
     drawn,
+    left_out,
     new_file,
     open_model,
     say,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from anodiff.anomaly import AnomalyDetector, Calibration
     from anodiff.config import CalibrationConfig
     from anodiff.data.table import SampleTable
@@ -31,7 +37,12 @@ if TYPE_CHECKING:
     from anodiff.training.images import ImageSet
 
 #: keys of the recipe that a calibration may set; the others are what the model was trained with
-OPEN_KEYS = ("engine", "preset", "presets", "polarity", "calibration", "preprocess.max_pixels")
+OPEN_KEYS = (
+    "engine", "preset", "presets", "polarity", "calibration",
+    "preprocess.max_pixels", "preprocess.channel", "preprocess.value_range",
+)  # fmt: skip
+#: a larger share of normals that the model has learnt from is refused
+MOST_TRAINED = 0.5
 
 
 def main(
@@ -40,16 +51,23 @@ def main(
     output: ModelOutput,
     preset: Preset = None,
     rate: Annotated[float | None, typer.Option(help="False-alarm rate of the threshold (calibration.rate).")] = None,
+    allow_trained: Annotated[
+        bool, typer.Option("--allow-trained", help="Also where the model has learnt from most of these images.")
+    ] = False,
     layout: Layout = "auto",
+    normal: Normal = "",
+    group_by: GroupBy = "",
     device: Device = "auto",
     precision: Precision = "auto",
+    batch_size: BatchSize = 16,
     seed: Seed = 0,
     set_: Set = None,
 ) -> None:
     """Fit a preset on normal images only: how large normal error is, the threshold, p-values, pixel thresholds.
 
     Two parts with no patient or part in common are used: one for the size of normal error, the other for the threshold.
-    Where the data has splits, train is the first and val the second, and test is not looked at.
+    Where the data has splits, train is the first and val the second, and test is not looked at. Images that the model
+    has learnt from would make the threshold too low; a model file knows its own again.
 
     \b
     Examples:
@@ -57,10 +75,12 @@ def main(
       anodiff calibrate imported.safetensors brain_lgg --preset default --rate 0.01 --output calibrated.safetensors
     """
     overrides = [*(set_ or []), *([] if rate is None else [f"calibration.rate={rate}"])]
-    run(
+    _, failed = run(
         model, normals, output,
-        preset=preset, layout=layout, device=device, precision=precision, seed=seed, overrides=overrides,
+        preset=preset, allow_trained=allow_trained, layout=layout, normal=normal, group_by=group_by,
+        device=device, precision=precision, batch_size=batch_size, seed=seed, overrides=overrides,
     )  # fmt: skip
+    raise typer.Exit(int(bool(failed)))
 
 
 def run(
@@ -69,14 +89,18 @@ def run(
     output: Path,
     *,
     preset: str | None = None,
+    allow_trained: bool = False,
     layout: str = "auto",
+    normal: str = "",
+    group_by: str = "",
     device: str = "auto",
     precision: str = "auto",
+    batch_size: int = 16,
     seed: int = 0,
     overrides: list[str] | None = None,
     quiet: bool = False,
-) -> Path:
-    """Calibrate a preset and write the model with it; returns the path of the new file."""
+) -> tuple[Path, tuple[str, ...]]:
+    """Calibrate a preset and write the model with it; returns the new file, and a sentence for each image left out."""
     from anodiff.anomaly import AnomalyDetector
     from anodiff.data.layouts import load_table
     from anodiff.training.images import load_images
@@ -90,18 +114,20 @@ def run(
         chosen = drawn(part, count, seed)
         return load_images(chosen, model.preprocessor, config.preprocess.max_pixels, config.engine.workers, quiet)
 
-    fitting, threshold = normal_parts(load_table(normals, layout))
-    calibration = fit(
-        detector,
-        read(threshold, limits.threshold_images),
-        None if fitting is None else read(fitting, limits.standardise_images),
-        limits,
-        quiet=quiet,
-    )
+    samples = load_table(normals, layout, normal=normal, group_by=group_by)
+    say(f"{normals}: layout {samples.layout}", quiet)
+    fitting, threshold = normal_parts(samples)
+    deciding = read(threshold, limits.threshold_images)
+    learnt = trained_note(model, deciding.hashes, normals, allow_trained)
+    first = None if fitting is None else read(fitting, limits.standardise_images)
+    calibration = fit(detector, deciding, first, limits, batch_size=batch_size, quiet=quiet)
     store_calibration(model, detector.name, calibration)
     model.save(output)
-    for note in detector.notes:
+    failed = (*deciding.failed, *(() if first is None else first.failed))
+    for note in (*detector.notes, *learnt):
         say(f"note: {note}", quiet)
+    if failed:
+        say(left_out(failed), quiet)
     if calibration.threshold is not None:
         say(
             f"{detector.name}: score threshold {calibration.threshold:.4g} for a false-alarm rate of "
@@ -109,7 +135,27 @@ def run(
             quiet,
         )
     say(f"wrote {output}, calibrated for {', '.join(map(repr, model.calibrations))}", quiet)
-    return output
+    return output, failed
+
+
+def trained_note(model: DiffusionModel, hashes: Sequence[int], normals: Path, allowed: bool) -> tuple[str, ...]:
+    """A sentence where the model has learnt from some of the normals that set the threshold.
+
+    Raises DataError where it has learnt from more than MOST_TRAINED of them, unless that is allowed.
+    """
+    count, told = (0, 0) if model.seen is None else model.seen.count(hashes)
+    if not count:
+        return ()
+    if count > MOST_TRAINED * told and not allowed:
+        raise DataError(
+            f"{normals}: expected normal images that the model has not learnt from, found {count} of {told} that it "
+            "has: their error is smaller than that of new ones, so false alarms would be more than promised; give "
+            "others, or --allow-trained"
+        )
+    return (
+        f"the model has learnt from {count} of {told} of these normals, so that the false-alarm rate will be higher "
+        "than promised",
+    )
 
 
 def normal_parts(samples: SampleTable) -> tuple[SampleTable | None, SampleTable]:
@@ -132,6 +178,7 @@ def fit(
     standardise_on: ImageSet | None,
     config: CalibrationConfig,
     *,
+    batch_size: int | None = None,
     quiet: bool = False,
 ) -> Calibration:
     """Fits the detector on at most as many images as the recipe says, with a progress bar."""
@@ -151,6 +198,7 @@ def fit(
             standardise_groups=None if fitting is None else fitting.groups,
             standardise_foreground=None if fitting is None else fitting.foreground,
             progress=progress.update,
+            batch_size=batch_size,
         )
     assert detector.calibration is not None
     return detector.calibration

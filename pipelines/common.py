@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,12 +19,23 @@ Output = Annotated[Path, typer.Option(help="Folder for the results; an unfinishe
 ModelOutput = Annotated[Path, typer.Option(help="The new model file.")]
 Preset = Annotated[str | None, typer.Option(help="Detector preset; by default the one of the model's recipe.")]
 Layout = Annotated[str, typer.Option(help="How the data is laid out; auto recognises it.")]
+Normal = Annotated[str, typer.Option(metavar="CLASS,...", help="The normal class or classes, where data has classes.")]
+GroupBy = Annotated[
+    str,
+    typer.Option(
+        metavar="path|REGEX|COLUMN",
+        help="What belongs together: an image's folder, one (group) of a regular expression in its path, a column.",
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images computed at once; does not change results.")]
 Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew, removing what an earlier run wrote there.")]
+
+#: how many of several failures a sentence names
+NAMED = 3
 
 
 def open_model(path: Path, overrides: list[str] | None, allowed: tuple[str, ...]) -> DiffusionModel:
@@ -33,7 +45,8 @@ def open_model(path: Path, overrides: list[str] | None, allowed: tuple[str, ...]
         ModelFileError: see `anodiff.load`.
         ConfigError: an override is malformed, or of a key that is fixed by training (not below one of `allowed`).
     """
-    from anodiff.config import apply_overrides, parse_config
+    from anodiff.anomaly.presets import resolve
+    from anodiff.config import apply_overrides, known_keys, parse_config, unknown_key
     from anodiff.model import load
 
     model = load(path)
@@ -41,11 +54,16 @@ def open_model(path: Path, overrides: list[str] | None, allowed: tuple[str, ...]
         values = apply_overrides(model.config.model_dump(mode="json"), overrides)
         for override in overrides:
             key = override.partition("=")[0].strip()
-            if not any(key == name or key.startswith(f"{name}.") for name in allowed):
-                raise ConfigError(
-                    f"--set {override}: expected a key of {', '.join(allowed)}; the others are fixed by training"
-                )
+            if any(key == name or key.startswith(f"{name}.") for name in allowed):
+                continue
+            if key not in known_keys():
+                raise ConfigError(f"--set {override}: {unknown_key(key)}")
+            raise ConfigError(
+                f"--set {override}: expected a key of {', '.join(allowed)}; the others are fixed by training"
+            )
         model.config = parse_config(values, "--set")
+        for name in model.config.presets:
+            resolve(name, model.config)
     return model
 
 
@@ -81,6 +99,14 @@ def drawn(samples: SampleTable, count: int | None, seed: int) -> SampleTable:
     return dataclasses.replace(
         samples, table=samples.table.sample(n=count, random_state=seed).sort_index().reset_index(drop=True)
     )
+
+
+def left_out(failed: Sequence[str]) -> str:
+    """One sentence: how many images could not be read, and what was wrong with the first ones."""
+    first = "; ".join(failed[:NAMED])
+    more = f"; and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
+    images = "image" if len(failed) == 1 else "images"
+    return f"left out {len(failed)} {images} that could not be used: {first}{more}"
 
 
 def say(text: str, quiet: bool = False) -> None:

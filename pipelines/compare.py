@@ -16,7 +16,7 @@ from anodiff.pipelines.truth import Run, pixel_threshold, read_run
 
 if TYPE_CHECKING:
     from anodiff.engine.progress import Progress
-    from anodiff.metrics import PixelPool, Pools
+    from anodiff.metrics import Pools
     from anodiff.metrics.collect import MapItem
 
 COMPARED = {
@@ -45,7 +45,7 @@ def main(
     """Compare two runs on the same images: differences with 95 % intervals and p, and the images that changed sides.
 
     Patients (groups) are drawn with replacement, the same ones for both runs. Runs on other images, labels or masks
-    are refused; an image that failed in one run is left out of both.
+    are refused; an image that failed in one run is left out of both, and the exit code is then 1.
 
     \b
     Examples:
@@ -53,7 +53,8 @@ def main(
       anodiff compare out/ours out/peer --output difference.json
       anodiff compare out/all out/subset --common
     """
-    run(out1, out2, output, common=common, n_boot=resamples, seed=seed)
+    found = run(out1, out2, output, common=common, n_boot=resamples, seed=seed)
+    raise typer.Exit(int(bool(found["left_out"])))
 
 
 def run(
@@ -251,7 +252,7 @@ def differences(
     pools: Sequence[Pools], thresholds: Sequence[float | None], n_boot: int, seed: int
 ) -> dict[str, dict[str, Any]]:
     """Every metric of a, of b, and a - b with its interval and p; Dice at each run's own pixel threshold."""
-    from anodiff.metrics import paired_bootstrap
+    from anodiff.metrics import CutPool, paired_bootstrap
 
     found = {}
     for key, (level, metric) in COMPARED.items():
@@ -259,7 +260,7 @@ def differences(
         result = paired_bootstrap(one, other, metric, n_boot, seed)
         found[key] = {**result, "metric": key, "reason": why_undefined(pools[0], level, metric) or result["reason"]}
     missing = " and ".join(side for side, at in zip("ab", thresholds, strict=True) if at is None)
-    cut = [DiceAt(each.pixels, math.inf if at is None else at) for each, at in zip(pools, thresholds, strict=True)]
+    cut = [CutPool(each.pixels, math.inf if at is None else at) for each, at in zip(pools, thresholds, strict=True)]
     result = paired_bootstrap(cut[0], cut[1], "dice", n_boot, seed) | {"metric": "dice_at_fpr5"}
     if missing:
         result |= dict.fromkeys(("a", "b", "difference", "ci95", "p"))
@@ -275,29 +276,6 @@ def why_undefined(pools: Pools, level: str, metric: str) -> str | None:
         return pools.regions.why_undefined(metric)
     counts = getattr(pools, level).counts
     return why(metric, counts.positives, counts.negatives, level.removesuffix("s"))
-
-
-class DiceAt:
-    """Pooled Dice of map > threshold, as a pool for `paired_bootstrap`; the threshold was set on normals."""
-
-    def __init__(self, pixels: PixelPool, threshold: float) -> None:
-        self.groups = pixels.groups
-        self.group_positives, self.group_negatives = pixels.group_positives, pixels.group_negatives
-        self.hits, self.predicted = pixels.above(threshold)
-
-    def value(self, metric: str) -> float | None:
-        """Over all pixels; None without an anomalous one."""
-        from anodiff.metrics.overlap import dice
-
-        return dice(int(self.hits.sum()), int(self.predicted.sum()), int(self.group_positives.sum()))
-
-    def resampled(self, metrics: tuple[str, ...], weights: Any) -> dict[str, Any]:
-        """(n_boot,) when group g is drawn weights[b, g] times; NaN where no anomalous pixel is drawn."""
-        import numpy as np
-
-        positives = (weights @ self.group_positives).astype(float)
-        positives[positives == 0] = np.nan
-        return dict.fromkeys(metrics, 2 * (weights @ self.hits) / (weights @ self.predicted + positives))
 
 
 def changed_sides(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anodiff.errors import StorageError
-from anodiff.pipelines.common import Device, Overwrite, Precision, Seed, Set, say
+from anodiff.pipelines.common import BatchSize, Device, Overwrite, Precision, Seed, Set, say
 
 if TYPE_CHECKING:
     from anodiff.engine.loop import Summary
@@ -28,6 +28,7 @@ def main(
     overwrite: Overwrite = False,
     device: Device = "auto",
     precision: Precision = "auto",
+    batch_size: BatchSize = 16,
     seed: Seed = 0,
     set_: Set = None,
 ) -> None:
@@ -42,7 +43,13 @@ def main(
       anodiff demo --output /tmp/demo --device cuda --overwrite
     """
     summary, _ = run(
-        output, overwrite=overwrite, device=device, precision=precision, seed=seed, overrides=list(set_ or [])
+        output,
+        overwrite=overwrite,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        seed=seed,
+        overrides=list(set_ or []),
     )
     raise typer.Exit(summary.exit_code)
 
@@ -53,6 +60,7 @@ def run(
     overwrite: bool = False,
     device: str = "auto",
     precision: str = "auto",
+    batch_size: int = 16,
     seed: int = 0,
     overrides: list[str] | None = None,
     counts: dict[str, int] | None = None,
@@ -69,7 +77,7 @@ def run(
     say("1/3 synthetic brain slices: healthy ones to learn from, others with lesions to find", quiet)
     write_phantoms(data, **(counts or COUNTS), size=SIZE, seed=seed)
     say(f"2/3 anodiff train {RECIPE} --data {data} --output {trained}", quiet)
-    model = train.run(
+    model, _ = train.run(
         RECIPE,
         data,
         trained,
@@ -80,7 +88,15 @@ def run(
     )
     say(f"3/3 anodiff evaluate {model} {data} --output {results} --baselines", quiet)
     summary, metrics = evaluate.run(
-        model, data, results, baselines=True, device=device, precision=precision, seed=seed, quiet=quiet
+        model,
+        data,
+        results,
+        baselines=True,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        seed=seed,
+        quiet=quiet,
     )
     say(f"demo done in {duration(time.monotonic() - began)}; open {(results / 'report.html').resolve()}", quiet)
     return summary, metrics

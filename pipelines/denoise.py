@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from anodiff.errors import ConfigError
-from anodiff.pipelines.common import BatchSize, Device, Model, Output, Overwrite, Precision, Seed, Set, open_model
+from anodiff.pipelines.common import BatchSize, Device, Model, Output, Overwrite, Precision, Seed, Set, open_model, say
 from anodiff.pipelines.restoring_options import OPEN_KEYS, Inputs, Npy, Steps
 
 if TYPE_CHECKING:
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from anodiff.engine.loop import Summary
     from anodiff.pipelines.restoring import Batch
     from anodiff.restoration import Restored
+
+#: what --noise rician says where sigma_from is "foreground"
+FALLBACK = (
+    "rows with sigma_from = foreground: the background is small, blank or cut off by the intensity normalisation, so "
+    "that their level was estimated inside the foreground, as of Gaussian noise"
+)
 
 
 def main(
@@ -46,7 +52,8 @@ def main(
     """Denoise images: OUTPUT/images/ on their own grid and in their own values, results.csv and report.html.
 
     The estimate of least squared error is one call of the network. The level (column sigma of results.csv) is that of
-    the image as the model sees it, on its grid and in its range.
+    the image as the model sees it, on its grid and in its range; sigma_from says whether it was given or estimated in
+    the foreground or the background (rician), estimates being rounded to 8 levels a doubling.
 
     \b
     Examples:
@@ -94,18 +101,24 @@ def run(
     quiet: bool = False,
 ) -> Summary:
     """Denoise `inputs` with a model file; returns what was done. Errors of the run as a whole are AnodiffErrors."""
+    from dataclasses import replace
+
     import torch
 
     from anodiff.pipelines.restoring import RestoringJob, run_restoring
-    from anodiff.restoration import Restored, Restorer
+    from anodiff.restoration import Restorer
 
     level = _level(sigma)
     if noise != "gaussian" and (sample or uncertainty):
         raise ConfigError("--sample and --uncertainty: expected --noise gaussian, of which the posterior is known")
     model = open_model(model_path, overrides, OPEN_KEYS)
     restorer = Restorer(model, device=device, precision=precision, steps=steps, seed=seed)
+    if sample and level is not None:
+        restorer.check_level(level)
+    fell_back = False
 
     def task(batch: Batch) -> tuple[Restored, Tensor | None]:
+        nonlocal fell_back
         black = torch.tensor([float((-each.offset / each.scale).mean()) for each in batch.intensities])
         found = restorer.denoise(
             batch.images,
@@ -114,15 +127,16 @@ def run(
             samples=int(sample),
             uncertainty=uncertainty,
             foreground=batch.foreground,
+            background=batch.background() if noise == "rician" and level is None else None,
             zero=black,
         )
+        fell_back |= noise == "rician" and "foreground" in (found.sigma_from or ())
         if not sample:
             return found, None
         assert found.samples is not None
-        drawn = Restored(found.samples[:, 0], found.nfe, found.gradients, None, found.uncertainty, found.sigma)
-        return drawn, None
+        return replace(found, images=found.samples[:, 0], samples=None), None
 
-    return run_restoring(
+    summary = run_restoring(
         RestoringJob(model, task, output, npy=npy),
         model_path,
         model,
@@ -133,8 +147,11 @@ def run(
         overwrite=overwrite,
         batch_size=batch_size,
         quiet=quiet,
-        columns=("sigma",),
+        columns=("sigma", "sigma_from"),
     )
+    if fell_back:
+        say(f"note: {FALLBACK}", quiet)
+    return summary
 
 
 def _level(text: str) -> float | None:

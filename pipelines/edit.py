@@ -98,9 +98,10 @@ def run(
 
     if (sigma is None) == (strength is None):
         raise ConfigError("edit: expected exactly one of --sigma and --strength")
-    source = mask_source(mask, box)
     model = open_model(model_path, overrides, OPEN_KEYS)
+    source = mask_source(mask, box, model.config.preprocess.max_pixels)
     restorer = Restorer(model, device=device, precision=precision, steps=steps, sampler=sampler, seed=seed)
+    restorer.edit_level(sigma, strength)
 
     def task(batch: Batch) -> tuple[Restored, Tensor | None]:
         return restorer.edit(batch.images, sigma, batch.masks, strength=strength), None

@@ -11,8 +11,10 @@ from anodiff.errors import DataError
 from anodiff.pipelines.common import (
     BatchSize,
     Device,
+    GroupBy,
     Layout,
     Model,
+    Normal,
     Output,
     Overwrite,
     Precision,
@@ -47,6 +49,8 @@ def main(
     subset: Annotated[int | None, typer.Option(min=1, help="Only so many images, drawn at random by --seed.")] = None,
     baselines: Annotated[bool, typer.Option("--baselines", help="Also measure the trivial baselines.")] = False,
     layout: Layout = "auto",
+    normal: Normal = "",
+    group_by: GroupBy = "",
     map_format: Annotated[Literal["npy", "tiff"], typer.Option(help="Format of the float maps.")] = "npy",
     heatmaps: Annotated[bool, typer.Option(help="Draw the heatmaps.")] = True,
     overwrite: Overwrite = False,
@@ -76,6 +80,8 @@ def main(
         subset=subset,
         baselines=baselines,
         layout=layout,
+        normal=normal,
+        group_by=group_by,
         map_format=map_format,
         heatmaps=heatmaps,
         overwrite=overwrite,
@@ -98,6 +104,8 @@ def run(
     subset: int | None = None,
     baselines: bool = False,
     layout: str = "auto",
+    normal: str = "",
+    group_by: str = "",
     map_format: str = "npy",
     heatmaps: bool = True,
     overwrite: bool = False,
@@ -116,31 +124,40 @@ def run(
     from anodiff.metrics import curves_of
     from anodiff.pipelines.reporting import write_score_report
     from anodiff.pipelines.scoring import Outputs, ScoreJob, items_of_table, run_settings, score_items
+    from anodiff.pipelines.truth import write_truth
 
     model = open_model(model_path, overrides, OPEN_KEYS)
-    samples = load_table(data, layout)
-    items = items_of_table(drawn(chosen_split(samples, split), subset, seed))
+    samples = load_table(data, layout, normal=normal, group_by=group_by)
+    chosen = chosen_split(samples, split)
+    say(f"{data}: layout {samples.layout}; {len(chosen)} images to measure", quiet)
+    doubts = split_notes(samples, chosen)
+    items = items_of_table(drawn(chosen, subset, seed))
     refuse_unlabelled(items, data)
     detector = AnomalyDetector(model, preset or model.config.preset, device=device, precision=precision, seed=seed)
     outputs = Outputs(output, map_format, heatmaps=heatmaps)
+    detector.check_preprocess()
     job = ScoreJob(model, detector, outputs)
-    for note in detector.notes:
+    for note in job.notes:
         say(f"note: {note}", quiet)
     with ResultStore.open(output, run_settings(model_path, model, detector, outputs), overwrite=overwrite) as store:
         summary = score_items(
             job, items, store, batch_size=batch_size, workers=model.config.engine.workers, quiet=quiet
         )
         rows = list(store.rows(items))
+        write_truth(output, truth_rows(items, rows))
         if summary.interrupted:
             say(f"{summary.sentence()}; wrote {output / 'scores.csv'}", quiet)
             return summary, {}
         pools = pooled(job, items, rows)
+        learnt = (*doubts, *trained_notes(rows), *empty_mask_notes(items, rows, pools))
+        for note in learnt:
+            say(f"note: {note}", quiet)
         metrics = measured(job, pools, rows)
         write_json(output / "metrics.json", metrics)
         typer.echo(table_text(["metric", "value", "95 % low", "high"], metric_rows(metrics)))
         write_score_report(
             output / "report.html", model, job, summary, rows, items,
-            title=f"{model.config.name} on {data.name}", metrics=metrics, curves=curves_of(pools),
+            title=f"{model.config.name} on {data.name}", metrics=metrics, curves=curves_of(pools), notes=learnt,
         )  # fmt: skip
         if baselines:
             from anodiff.pipelines.baselines import compare
@@ -162,6 +179,21 @@ def chosen_split(samples: SampleTable, split: str | None) -> SampleTable:
     return select(samples, split or "test")
 
 
+def split_notes(samples: SampleTable, chosen: SampleTable) -> tuple[str, ...]:
+    """A sentence where the chosen images may be those that a model was trained on.
+
+    Raises DataError where a group (patient, part) of theirs is also in train or val.
+    """
+    from anodiff.data.table import refuse_shared_groups
+
+    split = str(chosen.table["split"].iloc[0])
+    refuse_shared_groups(samples, split)
+    if split not in ("", "train"):
+        return ()
+    where = "of split train" if split else "in no split"
+    return (f"these images are {where}: if the model was trained on them, the metrics flatter it (see anodiff split)",)
+
+
 def refuse_unlabelled(items: Sequence[Item], data: Path) -> None:
     """Raises DataError where neither a label nor a mask is known of any image."""
     if not any(item.extra.label is not None or item.extra.mask for item in items):
@@ -171,17 +203,49 @@ def refuse_unlabelled(items: Sequence[Item], data: Path) -> None:
         )
 
 
+def trained_notes(rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    """A sentence where the model has learnt from some of the measured images."""
+    count = sum(row.get("trained_on") is True for row in rows)
+    if not count:
+        return ()
+    return (f"the model has learnt from {count} of these {len(rows)} images, so that the metrics flatter it",)
+
+
+def empty_mask_notes(items: Sequence[Item], rows: Sequence[dict[str, Any]], pools: Pools) -> tuple[str, ...]:
+    """A sentence where an anomalous image has a mask that marks nothing, see `mask_of`."""
+    truths = {item.id: item.extra for item in items}
+    scored = [truths[row["id"]] for row in rows if row["status"] == "ok"]
+    empty = sum(truth.label == 0 or bool(truth.mask) for truth in scored) - pools.n_pixel_images
+    if not empty:
+        return ()
+    return (f"{empty} anomalous {'image has' if empty == 1 else 'images have'} an empty mask: the pixels are left out",)
+
+
+def truth_rows(items: Sequence[Item], rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """truth.csv: every image with what is known of it and, where it was scored, its map."""
+    import os
+
+    maps = {row["id"]: row.get("map", "") for row in rows}
+    for item in items:
+        truth = item.extra
+        mask = os.path.abspath(truth.mask) if truth.mask else ""
+        known = {"label": truth.label, "mask": mask, "group": truth.group, "map": maps.get(item.id, "")}
+        yield {"id": item.id, "path": os.path.abspath(item.path), **known}
+
+
 def pooled(job: ScoreJob, items: Sequence[Item], rows: Sequence[dict[str, Any]]) -> Pools:
     """The recorded maps and scores beside their labels and masks."""
     from anodiff.metrics import pool_maps
 
     known = {item.id: item for item in items}
     truths = [known[row["id"]].extra for row in rows]
+    calibration = job.detector.calibration
     return pool_maps(
         stored_maps(job, [known[row["id"]] for row in rows], rows),
         [truth.label for truth in truths],
         [row.get("score") for row in rows],
         [truth.group for truth in truths],
+        candidate_threshold=None if calibration is None else calibration.pixel_threshold_fpr1,
     )
 
 
@@ -195,7 +259,7 @@ def stored_maps(job: ScoreJob, items: Sequence[Item], rows: Sequence[dict[str, A
             yield item.id, None, None
             continue
         values = load_map(job.outputs.folder / row["map"])
-        yield item.id, values, mask_of(item, (values.shape[0], values.shape[1]))
+        yield item.id, values, mask_of(item, (values.shape[0], values.shape[1]), job.config.max_pixels)
 
 
 def measured(job: ScoreJob, pools: Pools, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -204,11 +268,12 @@ def measured(job: ScoreJob, pools: Pools, rows: Sequence[dict[str, Any]]) -> dic
     from anodiff.pipelines.reporting import seconds_per_image
 
     calibration = job.detector.calibration
-    metrics = evaluate_pools(
-        pools, pixel_threshold_fpr5=None if calibration is None else calibration.pixel_threshold_fpr5
-    )
+    threshold = None if calibration is None else calibration.pixel_threshold_fpr5
+    others = {} if calibration is None else {"fpr1": calibration.pixel_threshold_fpr1}
+    metrics = evaluate_pools(pools, pixel_threshold_fpr5=threshold, pixel_thresholds=others)
     failed = sum(row["status"] == "failed" for row in rows)
     cost = {"nfe": job.nfe, "seconds_per_image": seconds_per_image(rows), "n_failed": failed}
+    cost |= {"pixel_threshold_fpr5": threshold} | {f"pixel_threshold_{name}": value for name, value in others.items()}
     return {
         **{name: value for name, value in metrics.items() if name != "reasons"},
         **cost,

@@ -38,17 +38,20 @@ def facts_of(model: DiffusionModel) -> dict[str, Any]:
         "path": str(model.path),
         "parameters": model.parameters,
         "config": model.config.model_dump(mode="json"),
-        "calibrations": {name: calibration_facts(found) for name, found in model.calibrations.items()},
+        "calibrations": {
+            name: calibration_facts(found, model.config.preprocess.size) for name, found in model.calibrations.items()
+        },
         "provenance": model.provenance,
     }
 
 
-def calibration_facts(calibration: Calibration) -> dict[str, Any]:
-    """A calibration in plain values: what it promises and what it was learnt from."""
+def calibration_facts(calibration: Calibration, size: tuple[int, int]) -> dict[str, Any]:
+    """A calibration in plain values: its promise, its cost for images of ``size``, what it was learnt from."""
     from anodiff.anomaly.settings import DetectorSettings
 
     return {
-        "nfe": DetectorSettings(**calibration.settings).nfe,
+        "nfe": DetectorSettings(**calibration.settings).nfe_for(size),
+        "precision": calibration.precision,
         "rate": calibration.rate,
         "unit": calibration.unit,
         "threshold": calibration.threshold,

@@ -58,8 +58,9 @@ def main(
 ) -> None:
     """Fill holes: OUTPUT/images/ on their own grid and in their own values, results.csv and report.html.
 
-    What a hole holds is not looked at, and pixels outside it are written as they were read. With --where-anomalous the
-    holes are found by the (calibrated) detector and written to OUTPUT/masks/.
+    What a hole holds is not looked at, and pixels outside it are written as they were read. A folder of masks may have
+    subfolders like those of the images. With --where-anomalous the (calibrated) detector looks at all of the image,
+    finds the holes and writes them to OUTPUT/masks/.
 
     \b
     Examples:
@@ -111,14 +112,20 @@ def run(
     quiet: bool = False,
 ) -> Summary:
     """Inpaint `inputs` with a model file; returns what was done. Errors of the run as a whole are AnodiffErrors."""
+    import torch
+
     from anodiff.pipelines.restoring import RestoringJob, mask_settings, mask_source, run_restoring
-    from anodiff.restoration import Restorer
+    from anodiff.restoration import Mask, Restorer
 
     if (mask is not None) + (box is not None) + where_anomalous != 1:
         raise ConfigError("inpaint: expected exactly one of --mask, --box and --where-anomalous")
-    source = mask_source(mask, box)
+    if preset is not None and not where_anomalous:
+        raise ConfigError("--preset: expected --where-anomalous, of whose detector it is, found --mask or --box")
     model = open_model(model_path, overrides, OPEN_KEYS)
+    config = model.config.preprocess
+    source = mask_source(mask, box, config.max_pixels)
     restorer = Restorer(model, device=device, precision=precision, steps=steps, sampler=sampler, seed=seed)
+    restorer.check(Mask(torch.zeros(config.size, dtype=torch.bool)), (config.channels, *config.size), solver=solver)
     settings: dict[str, Any] = {**mask_settings(mask, box), "solver": solver}
     find: Callable[[Batch], Tensor] | None = None
     if where_anomalous:
@@ -131,7 +138,7 @@ def run(
         return restorer.inpaint(batch.images, masks, solver=solver), None if find is None else masks
 
     return run_restoring(
-        RestoringJob(model, task, output, mask_of=source, npy=npy),
+        RestoringJob(model, task, output, mask_of=source, npy=npy, blind=True),
         model_path,
         model,
         restorer,

@@ -36,17 +36,21 @@ def write_score_report(
             "model": model.config.name,
             "preset": detector.name,
             "seed": detector.seed,
+            "precision": {
+                "calibrated": None if calibration is None else calibration.precision,
+                "scored": detector.denoiser.precision,
+            },
             "network_batch": detector.denoiser.network_batch,
             "detector": detector.settings.to_json(),
             "preprocess": model.config.preprocess.model_dump(mode="json"),
         },
-        summary=run_facts(detector, summary, seconds_per_image(rows)),
+        summary=run_facts(job, summary, seconds_per_image(rows)),
         metrics=metrics,
         rows=[report_row(job, known[row["id"]], row) for row in rows],
         curves=curves or {},
         scale=job.scale,
         threshold=None if calibration is None else calibration.threshold,
-        notes=[*detector.notes, *notes],
+        notes=[*job.notes, *notes],
     )
     write_report(path, report)
 
@@ -67,6 +71,6 @@ def report_row(job: ScoreJob, item: Item, row: dict[str, Any]) -> ReportRow:
 
 
 def seconds_per_image(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """Mean seconds that the device took for an image, over this run and those it resumed."""
+    """Mean seconds of computing (no reading, no writing) for an image, over this run and those it resumed."""
     seconds = [row["seconds"] for row in rows if row["status"] == "ok"]
     return fmean(seconds) if seconds else None

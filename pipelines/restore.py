@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from anodiff.engine.loop import Summary
     from anodiff.pipelines.restoring import Batch
-    from anodiff.restoration import Restored
+    from anodiff.restoration import Operator, Restored
 
 
 def main(
@@ -96,25 +96,27 @@ def run(
     quiet: bool = False,
 ) -> Summary:
     """Restore `inputs` with a model file; returns what was done. Errors of the run as a whole are AnodiffErrors."""
+    import torch
+
     from anodiff.pipelines.restoring import RestoringJob, mask_settings, mask_source, run_restoring
-    from anodiff.restoration import Blur, KSpace, Restorer, Slices, SuperResolution
+    from anodiff.restoration import KSpace, Mask, Restorer, Slices, SuperResolution
     from anodiff.restoration.parse import parse_operator
 
     name, _, file = operator.partition(":")
     if name == "mask" and not file:
         raise ConfigError(f"--operator: expected mask:FILE, found {operator!r}")
     mask = Path(file) if name == "mask" else None
-    source = mask_source(mask, None)
-    known = None if source is not None else parse_operator(operator)
+    known = None if mask is not None else parse_operator(operator)
     model = open_model(model_path, overrides, OPEN_KEYS)
+    config = model.config.preprocess
+    source = mask_source(mask, None, config.max_pixels)
     restorer = Restorer(model, device=device, precision=precision, steps=steps, sampler=sampler, seed=seed)
 
     def task(batch: Batch) -> tuple[Restored, Tensor | None]:
         if known is None:
             assert batch.masks is not None
             return restorer.inpaint(batch.images, batch.masks, solver=solver, sigma_y=sigma_y), None
-        y = batch.images if isinstance(known, SuperResolution | Blur) else known(batch.images)
-        return restorer.restore(None, known, y, solver=solver, sigma_y=sigma_y), None
+        return restorer.restore(None, known, _measured(known, batch.images), solver=solver, sigma_y=sigma_y), None
 
     job = RestoringJob(
         model,
@@ -125,7 +127,10 @@ def run(
         npy=npy,
         factor=known.factor if isinstance(known, SuperResolution) else 1,
         same_size=isinstance(known, Slices | KSpace),
+        blind=True,
     )
+    missing = Mask(torch.zeros(config.size, dtype=torch.bool))
+    restorer.check(known or missing, (config.channels, *config.size), solver=solver, sigma_y=sigma_y)
     return run_restoring(
         job,
         model_path,
@@ -138,3 +143,17 @@ def run(
         batch_size=batch_size,
         quiet=quiet,
     )
+
+
+def _measured(operator: Operator, images: Tensor) -> Tensor:
+    """y of what the command line is given: the measurement itself (superres, blur), a picture with slices missing, or
+    a zero-filled reconstruction z = A'A x."""
+    from anodiff.restoration import Blur, KSpace, SuperResolution
+    from anodiff.restoration.operators import reciprocal
+
+    if isinstance(operator, SuperResolution | Blur):
+        return images
+    if isinstance(operator, KSpace):
+        # A line whose conjugate partner is missing lost half of itself when the real part was taken.
+        return operator(operator.spectral(images, reciprocal))
+    return operator(images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anodiff.data.preprocess import Geometry, Prepared, Preprocessor, resize, select_channels
-from anodiff.data.readers import RawImage, read_image, read_mask
+from anodiff.data.readers import MAX_PIXELS, RawImage, read_image, read_mask
 from anodiff.engine.device import describe
 from anodiff.engine.files import make_folder
 from anodiff.engine.loop import Job, Summary, run_job
@@ -25,7 +26,7 @@ from anodiff.errors import ConfigError, DataError, InputError
 from anodiff.model import DiffusionModel
 from anodiff.pipelines.common import file_digest, say
 from anodiff.restoration import Restored, Restorer
-from anodiff.restoration.intensity import Intensity, intensity_of
+from anodiff.restoration.intensity import Intensity, background_of, intensity_of, without
 from anodiff.restoration.output import like_file, read_values, write_array, write_image, write_png
 from anodiff.restoration.report import RestoredRow, write_restoration_report
 from anodiff.visualize.heatmap import display_image
@@ -41,12 +42,16 @@ MaskSource = Callable[[Item, tuple[int, int]], NDArray[np.bool_]]
 
 @dataclass(frozen=True)
 class Batch:
-    """What a task is given: images (N, C, h, w), foreground (N, h, w), masks (N, h, w) or None, intensities of each."""
+    """What a task is given: images (N, C, h, w), foreground (N, h, w), masks (N, h, w) or None, intensities of each.
+
+    background: bool (N, h, w), made when it is asked for: outside the foreground before erosion, not in padding.
+    """
 
     images: Tensor
     foreground: Tensor
     masks: Tensor | None
     intensities: Sequence[Intensity]
+    background: Callable[[], Tensor]
 
 
 #: the tensor function of a job: what became of the images, and masks (N, h, w) of where, if the task found them itself
@@ -72,6 +77,7 @@ class Done:
     uncertainty: Tensor | None
     found_mask: Tensor | None
     sigma: float | None
+    sigma_from: str | None
     nfe: int
     seconds: float
 
@@ -80,7 +86,8 @@ class RestoringJob:
     """read -> Loaded, compute -> Done, write -> the row of results.csv; see `anodiff.engine.loop.Job`.
 
     factor: how much finer the results' grid is than that of the inputs. same_size: refuse files of another size than
-    the model's. keep_outside: pixels outside the mask are written as they were read.
+    the model's. keep_outside: pixels outside the mask are written as they were read. blind: what an image holds inside
+    its mask decides nothing of the result, its intensities and foreground included.
     """
 
     def __init__(
@@ -94,6 +101,7 @@ class RestoringJob:
         factor: int = 1,
         same_size: bool = False,
         keep_outside: bool = True,
+        blind: bool = False,
     ) -> None:
         config = model.config.preprocess
         height, width = config.size
@@ -102,11 +110,16 @@ class RestoringJob:
         self.config = config.model_copy(update={"size": (height // factor, width // factor)})
         self.preprocessor = Preprocessor(self.config)
         self.task, self.folder, self.mask_of, self.npy = task, folder, mask_of, npy
-        self.factor, self.same_size, self.keep_outside = factor, same_size, keep_outside
+        self.factor, self.same_size, self.keep_outside, self.blind = factor, same_size, keep_outside, blind
 
     def read(self, item: Item) -> Loaded:
         """One image from disk, with its mask; InputError where either cannot be used."""
-        raw = self.preprocessor.ranged(read_image(item.path, max_pixels=self.config.max_pixels))
+        raw = read_image(item.path, max_pixels=self.config.max_pixels)
+        shape = (raw.pixels.shape[0], raw.pixels.shape[1])
+        mask = None if self.mask_of is None else self.mask_of(item, shape)
+        if mask is not None and self.blind:
+            raw = without(raw, mask)
+        raw = self.preprocessor.ranged(raw)
         prepared = self.preprocessor(raw)
         native = prepared.geometry.native
         if self.same_size and native != prepared.geometry.model:
@@ -115,7 +128,6 @@ class RestoringJob:
                 f"{item.path}: expected {width}x{height} pixels, those of the model, since what is missing lies on the "
                 f"file's own grid; found {native[1]}x{native[0]}"
             )
-        mask = None if self.mask_of is None else self.mask_of(item, native)
         return Loaded(raw, prepared, intensity_of(raw, self.preprocessor), mask)
 
     def compute(self, batch: list[Loaded]) -> Sequence[Done]:
@@ -131,6 +143,7 @@ class RestoringJob:
                 torch.stack([each.foreground for each in prepared]),
                 masks,
                 [loaded.intensity for loaded in batch],
+                lambda: torch.stack([torch.from_numpy(background_of(each.raw, self.preprocessor)) for each in batch]),
             )
         )
         seconds = (time.monotonic() - began) / len(batch)
@@ -141,6 +154,7 @@ class RestoringJob:
                 uncertainty=None if restored.uncertainty is None else restored.uncertainty[i],
                 found_mask=None if found is None else found[i],
                 sigma=None if restored.sigma is None else float(restored.sigma[i]),
+                sigma_from=None if restored.sigma_from is None else restored.sigma_from[i],
                 nfe=restored.nfe,
                 seconds=seconds,
             )
@@ -167,7 +181,12 @@ class RestoringJob:
         if computed.uncertainty is not None:
             spread = self.preprocessor.back(computed.uncertainty, geometry) * loaded.intensity.scale[:, None, None]
             files["uncertainty"] = write_array(self.folder, f"uncertainty/{item.id}.npy", np.moveaxis(spread, 0, 2))
-        row = {"nfe": computed.nfe, "sigma": computed.sigma, "seconds": computed.seconds}
+        row = {
+            "nfe": computed.nfe,
+            "sigma": computed.sigma,
+            "sigma_from": computed.sigma_from,
+            "seconds": computed.seconds,
+        }
         return {**row, "files": list(files.values()), **files}
 
     def pictures(self, item: Item, row: Mapping[str, Any]) -> Callable[[], tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
@@ -285,11 +304,14 @@ def chain_settings(model_path: Path, model: DiffusionModel, restorer: Restorer) 
     }
 
 
-def mask_source(mask: Path | None, box: str | None) -> MaskSource | None:
+def mask_source(mask: Path | None, box: str | None, max_pixels: int = MAX_PIXELS) -> MaskSource | None:
     """Where the masks of the inputs come from; None where neither is given.
 
-    A folder holds a mask by the name of each image, ``x.png`` or ``x_mask.png`` (or another image format). Raises
-    ConfigError for both at once or a malformed box, DataError for a path that does not exist.
+    A folder holds a mask by the name of each image, ``x.png`` or ``x_mask.png`` (or another image format). Where masks
+    lie in subfolders, the one whose path below the folder ends the image's path is its mask (``site2/x`` of
+    ``scans/site2/x.png``), the longest such path before others, and the name alone counts where there is none and it is
+    that of one mask only. Raises ConfigError for both at once or a malformed box, DataError for a path that does not
+    exist, a broken link, and two masks of one name in one folder.
     """
     if mask is not None and box is not None:
         raise ConfigError("--mask and --box: expected one of them, found both")
@@ -300,18 +322,40 @@ def mask_source(mask: Path | None, box: str | None) -> MaskSource | None:
     if not mask.exists():
         raise DataError(f"{mask}: expected a mask or a folder of masks, found no such path")
     if mask.is_file():
-        return lambda item, shape: read_mask(mask, shape)
-    from anodiff.data.layouts.folder import list_images
-
-    by_stem = {Path(path).stem.removesuffix("_mask"): path for path in list_images(mask, masks=True)}
+        return lambda item, shape: read_mask(mask, shape, max_pixels=max_pixels)
+    by_name: dict[tuple[str, ...], Path] = {}
+    for path in _masks_in(mask):
+        name = _name(path.relative_to(mask))
+        if name in by_name:
+            raise DataError(f"{mask}: expected one mask for {'/'.join(name)}, found {by_name[name]} and {path}")
+        by_name[name] = path
 
     def from_folder(item: Item, shape: tuple[int, int]) -> NDArray[np.bool_]:
-        stem = Path(item.file or item.path).stem
-        if stem not in by_stem:
-            raise InputError(f"{item.path}: expected a mask {stem}.png or {stem}_mask.png in {mask}, found none")
-        return read_mask(by_stem[stem], shape)
+        parts = _name(Path(os.path.abspath(item.file or item.path)), "")
+        endings = [parts[at:] for at in range(len(parts)) if parts[at:] in by_name]
+        same = [path for name, path in by_name.items() if name[-1] == parts[-1]]
+        if not endings and len(same) != 1:
+            found = " and ".join(str(path) for path in same[:2]) if same else "none"
+            raise InputError(
+                f"{item.path}: expected a mask {parts[-1]}.png or {parts[-1]}_mask.png in {mask}, found {found}"
+            )
+        return read_mask(by_name[endings[0]] if endings else same[0], shape, max_pixels=max_pixels)
 
     return from_folder
+
+
+def _name(path: Path, suffix: str = "_mask") -> tuple[str, ...]:
+    return (*path.parts[:-1], path.stem.removesuffix(suffix))
+
+
+def _masks_in(folder: Path) -> list[Path]:
+    from anodiff.data.layouts.folder import list_images
+
+    paths = [Path(path) for path in list_images(folder, masks=True)]
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"{path}: expected a mask, found a link to a file that does not exist")
+    return paths
 
 
 def mask_settings(mask: Path | None, box: str | None) -> dict[str, Any]:
@@ -320,7 +364,8 @@ def mask_settings(mask: Path | None, box: str | None) -> dict[str, Any]:
         return {"box": box}
     if mask.is_file():
         return {"mask": str(mask), "mask_digest": file_digest(mask)}
-    found = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in mask.rglob("*"))
+    stats = [(path.relative_to(mask).as_posix(), path.stat()) for path in _masks_in(mask)]
+    found = sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
     return {"mask": str(mask), "mask_digest": hashlib.blake2b(repr(found).encode(), digest_size=16).hexdigest()}
 
 
@@ -343,12 +388,12 @@ def _box_source(text: str) -> MaskSource:
 
 
 def _model_mask(mask: NDArray[np.bool_] | None, geometry: Geometry) -> Tensor:
-    """A mask on the model's grid: True where any of the missing pixels comes in."""
+    """A mask on the model's grid: True where any of the missing pixels comes in, in the padding as at its border."""
     assert mask is not None
     top, left, height, width = geometry.box
-    result = np.zeros(geometry.model, dtype=bool)
-    result[top : top + height, left : left + width] = resize(mask.astype(np.float32), (height, width)) >= MISSING_SHARE
-    return torch.from_numpy(result)
+    inner = resize(mask.astype(np.float32), (height, width)) >= MISSING_SHARE
+    margin = ((top, geometry.model[0] - top - height), (left, geometry.model[1] - left - width))
+    return torch.from_numpy(np.pad(inner, margin, mode="edge"))
 
 
 def _finer(geometry: Geometry, factor: int) -> Geometry:

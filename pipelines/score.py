@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from anodiff.engine.loop import Summary
 
 #: keys of the recipe that scoring may override; the others are what the model was trained with
-OPEN_KEYS = ("engine", "presets", "polarity", "preprocess.max_pixels", "preprocess.channel")
+OPEN_KEYS = (
+    "engine", "presets", "polarity", "preprocess.max_pixels", "preprocess.channel", "preprocess.value_range",
+)  # fmt: skip
 
 
 def main(
@@ -103,8 +105,9 @@ def run(
     items = items_of_paths(outside(expand_inputs(inputs), output))
     detector = AnomalyDetector(model, preset or model.config.preset, device=device, precision=precision, seed=seed)
     outputs = Outputs(output, map_format, maps, heatmaps)
+    detector.check_preprocess()
     job = ScoreJob(model, detector, outputs)
-    for note in detector.notes:
+    for note in job.notes:
         say(f"note: {note}", quiet)
     with ResultStore.open(output, run_settings(model_path, model, detector, outputs), overwrite=overwrite) as store:
         summary = score_items(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from anodiff.anomaly import AnomalyDetector
 from anodiff.data.preprocess import Prepared, resize
-from anodiff.data.readers import read_image, read_mask, split_page
+from anodiff.data.readers import MAX_PIXELS, file_of, read_image, read_mask
+from anodiff.data.seen import pixel_hash
 from anodiff.engine.device import describe
 from anodiff.engine.files import atomic_write, load_map, make_folder, save_map
 from anodiff.engine.loop import Summary, run_job
@@ -26,13 +26,13 @@ from anodiff.engine.store import STATE_FOLDER, Item, ResultStore
 from anodiff.errors import InputError
 from anodiff.model import DiffusionModel
 from anodiff.pipelines.common import file_digest
+from anodiff.pipelines.heatmaps import NOT_DRAWN, add_heatmaps, with_heatmaps
 from anodiff.pipelines.pictures import (
     calibrated_scale,
     display_geometry,
     display_input,
     display_reconstruction,
     map_spread,
-    raw_scale,
 )
 from anodiff.visualize.heatmap import save_heatmap
 
@@ -64,11 +64,15 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Loaded:
-    """One image, read: prepared for the model, and shown (uint8, display grid) with its mask (bool, native)."""
+    """One image, read: prepared for the model, and shown (uint8, display grid) with its mask (bool, native).
+
+    trained_on: whether the model has learnt from it; None where that is not known.
+    """
 
     prepared: Prepared
     shown: NDArray[np.uint8]
     mask: NDArray[np.bool_] | None
+    trained_on: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class ScoreJob:
 
     def __init__(self, model: DiffusionModel, detector: AnomalyDetector, outputs: Outputs) -> None:
         self.config = model.config.preprocess
-        self.preprocessor = model.preprocessor
+        self.preprocessor, self.seen = model.preprocessor, model.seen
         self.detector = detector
         self.outputs = outputs
         self.scale = calibrated_scale(detector.calibration)
@@ -97,15 +101,16 @@ class ScoreJob:
 
     def read(self, item: Item) -> Loaded:
         """One image from disk, with its mask where one is named; InputError where either cannot be used."""
-        raw = read_image(item.path, max_pixels=self.config.max_pixels)
+        raw = self.preprocessor.ranged(read_image(item.path, max_pixels=self.config.max_pixels))
         prepared = self.preprocessor(raw)
-        mask = mask_of(item, prepared.geometry.native)
+        mask = mask_of(item, prepared.geometry.native, self.config.max_pixels)
         if mask is not None and item.extra.label == 0 and mask.any():
             raise InputError(
                 f"{item.path}: expected no marked pixel in the mask of an image labelled normal, "
                 f"found {int(mask.sum())} in {item.extra.mask}"
             )
-        return Loaded(prepared, display_input(raw, prepared.geometry, self.config), mask)
+        trained_on = None if self.seen is None else self.seen.contains(pixel_hash(raw))
+        return Loaded(prepared, display_input(raw, prepared.geometry, self.config), mask, trained_on)
 
     def compute(self, batch: list[Loaded]) -> Sequence[Scored]:
         """Scores a batch on the device."""
@@ -146,7 +151,7 @@ class ScoreJob:
         if self.outputs.heatmaps and self.scale is not None:
             files["heatmap"] = f"heatmaps/{item.id}.png"
             values = self.preprocessor.back(computed.map, display_geometry(prepared.geometry))
-            self._heatmap(self.outputs.folder / files["heatmap"], computed.loaded, values)
+            self.draw(self.outputs.folder / files["heatmap"], computed.loaded, values)
         threshold = None if self.detector.calibration is None else self.detector.calibration.threshold
         return {
             "score": computed.score,
@@ -156,27 +161,22 @@ class ScoreJob:
             "nfe": self.nfe,
             "seconds": computed.seconds,
             "map_spread": map_spread(native),
+            "trained_on": computed.loaded.trained_on,
             "files": list(files.values()),
             **files,
         }
 
-    def _heatmap(self, path: Path, loaded: Loaded, values: NDArray[np.float32]) -> None:
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of this run, one sentence each."""
+        kept = self.outputs.maps or self.detector.calibration is not None or not self.outputs.heatmaps
+        return self.detector.notes if kept else (*self.detector.notes, NOT_DRAWN)
+
+    def draw(self, path: Path, loaded: Loaded, values: NDArray[np.float32]) -> None:
+        """Writes the heatmap of an image; ``values`` (h, w) on the display grid."""
         mask = None if loaded.mask is None else resized_mask(loaded.mask, values.shape)
         assert self.scale is not None
         save_heatmap(path, loaded.shown, values, self.scale, mask)
-
-    def add_heatmaps(self, store: ResultStore, items: Sequence[Item]) -> None:
-        """Heatmaps of a run without calibration: its one scale is known only when all maps are."""
-        rows = {row["id"]: row for row in store.rows(items) if row.get("map")}
-        self.scale = raw_scale(rows.values())
-        if self.scale is None or not self.outputs.heatmaps:
-            return
-        for item in items:
-            if item.id in rows:
-                with contextlib.suppress(InputError):
-                    loaded = self.read(item)
-                    values = self.shown_map(rows[item.id], loaded.shown.shape[:2])
-                    self._heatmap(self.outputs.folder / f"heatmaps/{item.id}.png", loaded, values)
 
     def shown_map(self, row: dict[str, Any], grid: tuple[int, ...]) -> NDArray[np.float32]:
         """The stored map of a row on the display grid."""
@@ -187,14 +187,16 @@ class ScoreJob:
 def score_items(
     job: ScoreJob, items: Sequence[Item], store: ResultStore, *, batch_size: int, workers: int, quiet: bool = False
 ) -> Summary:
-    """Runs the job over the items, then writes scores.csv and, in a run without calibration, the heatmaps."""
-    for name in (RECONSTRUCTIONS, *["maps"] * job.outputs.maps, *["heatmaps"] * job.outputs.heatmaps):
+    """Runs the job over the items, then draws the heatmaps of a run without calibration, and writes scores.csv."""
+    drawn = job.outputs.heatmaps and (job.outputs.maps or job.scale is not None)
+    for name in (RECONSTRUCTIONS, *["maps"] * job.outputs.maps, *["heatmaps"] * drawn):
         make_folder(job.outputs.folder / name)
     with Progress(len(items), "images", "scoring", quiet=quiet) as progress:
         summary = run_job(job, items, store, workers=workers, batch_size=batch_size, progress=progress)
+    if not summary.interrupted and job.detector.calibration is None:
+        drawing = add_heatmaps(job, items, store, workers=workers, quiet=quiet)
+        summary = summary if drawing is None else with_heatmaps(summary, drawing, store)
     store.export_csv(job.outputs.folder / "scores.csv", COLUMNS, items)
-    if not summary.interrupted and job.scale is None:
-        job.add_heatmaps(store, items)
     return summary
 
 
@@ -220,9 +222,7 @@ def items_of_paths(paths: Sequence[str]) -> list[Item]:
     """Inputs of which nothing is known."""
     from anodiff.data.table import make_ids
 
-    return [
-        Item(id_, path, Truth(), file=split_page(path)[0]) for id_, path in zip(make_ids(paths), paths, strict=True)
-    ]
+    return [Item(id_, path, Truth(), file=file_of(path)) for id_, path in zip(make_ids(paths), paths, strict=True)]
 
 
 def items_of_table(samples: SampleTable) -> list[Item]:
@@ -235,15 +235,21 @@ def items_of_table(samples: SampleTable) -> list[Item]:
             str(row["id"]),
             str(row["path"]),
             Truth(None if pd.isna(row["label"]) else int(row["label"]), str(row["mask"]), str(row["group"])),
-            file=split_page(str(row["path"]))[0],
+            file=file_of(str(row["path"])),
         )
         for row in rows
     ]
 
 
-def mask_of(item: Item, shape: tuple[int, int]) -> NDArray[np.bool_] | None:
-    """The annotation of an item as bool (H, W) on its native grid, or None; InputError where it does not fit."""
-    return read_mask(item.extra.mask, shape) if item.extra.mask else None
+def mask_of(item: Item, shape: tuple[int, int], max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_] | None:
+    """The annotation of an item as bool (H, W) on its native grid, or None; InputError where it does not fit.
+
+    None also for an anomalous image whose mask marks nothing: which of its pixels are anomalous is not known.
+    """
+    if not item.extra.mask:
+        return None
+    mask = read_mask(item.extra.mask, shape, max_pixels=max_pixels)
+    return mask if mask.any() or item.extra.label != 1 else None
 
 
 def pictures_of(job: ScoreJob, item: Item, row: dict[str, Any]) -> Callable[[], dict[str, Any]]:
@@ -266,11 +272,11 @@ def pictures_of(job: ScoreJob, item: Item, row: dict[str, Any]) -> Callable[[], 
     return read
 
 
-def run_facts(detector: AnomalyDetector, summary: Summary, seconds_per_image: float | None) -> dict[str, Any]:
+def run_facts(job: ScoreJob, summary: Summary, seconds_per_image: float | None) -> dict[str, Any]:
     """The run in numbers, for the report's summary."""
-    calibration = detector.calibration
+    detector, calibration = job.detector, job.detector.calibration
     facts: dict[str, Any] = {
-        "nfe": detector.settings.nfe,
+        "nfe": job.nfe,
         "images_per_second": summary.images_per_second or None,
         "seconds_per_image": seconds_per_image,
         **describe(detector.denoiser.device, detector.denoiser.precision),

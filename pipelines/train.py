@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anodiff.errors import TrainingError
-from anodiff.pipelines.common import Device, Layout, Precision, Set, say
+from anodiff.pipelines.common import Device, GroupBy, Layout, Normal, Precision, Set, left_out, say
 
 if TYPE_CHECKING:
     from anodiff.config import AnodiffConfig
@@ -27,6 +27,8 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder for model.safetensors, log.csv, preview.png, checkpoint.pt.")],
     resume: Annotated[bool, typer.Option("--resume", help="Continue from OUTPUT/checkpoint.pt.")] = False,
     layout: Layout = "auto",
+    normal: Normal = "",
+    group_by: GroupBy = "",
     device: Device = "auto",
     precision: Precision = "auto",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images an update and process.")] = None,
@@ -47,9 +49,12 @@ def main(
         with_overrides.append(f"training.batch_size={batch_size}")
     if seed is not None:
         with_overrides.append(f"training.seed={seed}")
-    run(
-        config, data, output, overrides=with_overrides, resume=resume, layout=layout, device=device, precision=precision
-    )
+    _, failed = run(
+        config, data, output,
+        overrides=with_overrides, resume=resume, layout=layout, normal=normal, group_by=group_by, device=device,
+        precision=precision,
+    )  # fmt: skip
+    raise typer.Exit(int(bool(failed)))
 
 
 def run(
@@ -60,11 +65,16 @@ def run(
     overrides: list[str],
     resume: bool = False,
     layout: str = "auto",
+    normal: str = "",
+    group_by: str = "",
     device: str = "auto",
     precision: str = "auto",
     quiet: bool = False,
-) -> Path:
-    """Train, calibrate and save; returns the path of the model file."""
+) -> tuple[Path, tuple[str, ...]]:
+    """Train, calibrate and save; returns the path of the model file, and a sentence for each image left out."""
+    # What the end needs is imported before hours of training, not after: an upgrade meanwhile would mix two versions.
+    import anodiff.model
+    import anodiff.pipelines.calibrate  # noqa: F401
     from anodiff.config import load_config
     from anodiff.data.layouts import load_table
     from anodiff.engine.device import resolve_device, resolve_precision
@@ -74,7 +84,7 @@ def run(
 
     config = load_config(config_name, overrides)
     check_presets(config)
-    samples = load_table(data, layout)
+    samples = load_table(data, layout, normal=normal, group_by=group_by)
     chosen = resolve_device(device)
     checkpoint = output / "checkpoint.pt"
     refuse_to_overwrite(output, checkpoint, resume)
@@ -95,19 +105,24 @@ def run(
             processes=group,
         )
         if resume:
-            load_checkpoint(trainer, checkpoint)
+            for note in load_checkpoint(trainer, checkpoint):
+                say(f"note: {note}", silent)
         if group.first:
             make_folder(output)
             write_start(config, output, {"train": normals, "held out": heldout})
             say(describe(trainer, normals, heldout, data, samples.layout), quiet)
         finished = learn(trainer, output, group, quiet)
         if not group.first:
-            return output / "model.safetensors"
+            return output / "model.safetensors", ()
     if not finished:
         seen, total = trainer.state.images_seen, config.training.images
         say(f"interrupted after {seen} of {total} images; continue it with --resume")
         raise typer.Exit(130)
-    return finish(trainer, normals, heldout, data, output, quiet)
+    path = finish(trainer, normals, heldout, data, output, quiet)
+    failed = (*normals.failed, *heldout.failed)
+    if failed:
+        say(left_out(failed), quiet)
+    return path, failed
 
 
 def learn(trainer: Trainer, output: Path, group: Processes, quiet: bool) -> bool:
@@ -153,6 +168,7 @@ def learn(trainer: Trainer, output: Path, group: Processes, quiet: bool) -> bool
 def finish(trainer: Trainer, normals: ImageSet, heldout: ImageSet, data: Path, output: Path, quiet: bool) -> Path:
     """Calibrate the recipe's preset on held-out normals and write the model file."""
     from anodiff.anomaly import AnomalyDetector
+    from anodiff.data.seen import SeenImages
     from anodiff.engine.device import describe as describe_device
     from anodiff.model import DiffusionModel
     from anodiff.pipelines.calibrate import fit, store_calibration
@@ -169,6 +185,7 @@ def finish(trainer: Trainer, normals: ImageSet, heldout: ImageSet, data: Path, o
             "processes": trainer.processes.world,
             "held_out_loss": trainer.state.log[-1].validation_loss if trainer.state.log else None,
         },
+        seen=SeenImages.of(normals.hashes),
     )
     path = output / "model.safetensors"
     detector = AnomalyDetector(model, config.preset, device=trainer.device, precision=trainer.precision)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anodiff.engine.files import write_csv
+from anodiff.engine.files import unquote_cell, write_csv
 from anodiff.errors import DataError
 
 TRUTH_FILE = "truth.csv"
 TRUTH_COLUMNS = ("id", "path", "label", "mask", "group", "map")
-_QUOTED = re.compile(r"'+[=+\-@\t\r]")
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ def read_csv(path: Path, needed: Iterable[str]) -> list[dict[str, str]]:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
             header = list(reader.fieldnames or ())
-            rows = [{name: unquoted(row[name] or "") for name in header} for row in reader]
+            rows = [{name: unquote_cell(row[name] or "") for name in header} for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"{path}: expected a CSV table, found none that can be read ({reason})") from None
@@ -108,8 +106,3 @@ def read_csv(path: Path, needed: Iterable[str]) -> list[dict[str, str]]:
     if missing:
         raise DataError(f"{path}: expected the columns {', '.join(needed)}, found {', '.join(header) or 'none'}")
     return rows
-
-
-def unquoted(text: str) -> str:
-    """Undoes `anodiff.engine.files.quote_cell`."""
-    return text[1:] if _QUOTED.match(text) else text

@@ -48,7 +48,9 @@ def main(
     normals: Annotated[Path, typer.Argument(help="Normal images: a folder, a known layout, or a CSV manifest.")],
     output: ModelOutput,
     nfe: Annotated[int | None, typer.Option(min=1, help="Most network calls an image; else the preset's.")] = None,
-    preset: Annotated[str, typer.Option(help="The preset to start from, kept in what gains nothing.")] = "default",
+    preset: Annotated[
+        str | None, typer.Option(help="The preset to start from, kept in what gains nothing; by default the model's.")
+    ] = None,
     preset_name: Annotated[str, typer.Option(help="Name of the new preset, which becomes the model's own.")] = "tuned",
     kinds: Annotated[
         str, typer.Option(metavar="KIND,...", help="Anomalies to plant: foreign, blob, texture, deform, cutpaste.")
@@ -98,7 +100,7 @@ def run(
     output: Path,
     *,
     nfe: int | None = None,
-    preset: str = "default",
+    preset: str | None = None,
     preset_name: str = "tuned",
     kinds: list[str] | None = None,
     levels: list[float] | None = None,
@@ -128,6 +130,7 @@ def run(
     check_name(preset_name)
     model = open_model(model_path, overrides, OPEN_KEYS)
     config, limits = model.config, model.config.calibration
+    preset = preset or config.preset
 
     def read(part: SampleTable, count: int) -> ImageSet:
         chosen = drawn(part, count, seed)
@@ -149,9 +152,9 @@ def run(
     model.config = parse_config(config.model_dump(mode="json") | {"presets": presets, "preset": preset_name}, "tune")
     detector = AnomalyDetector(model, preset_name, device=device, precision=precision, seed=seed)
     store_calibration(model, preset_name, fit(detector, held, first, limits, batch_size=batch_size, quiet=quiet))
+    model.save(output)
     write_json(output.with_suffix(".tune.json"), {"preset": preset_name, "from": preset} | tuning.to_json())
     write_tune_page(output.with_suffix(".tune.html"), page_of(tuning, detector, f"{config.name}: {preset_name}"))
-    model.save(output)
     failed = (*held.failed, *(() if first is None else first.failed))
     for line in (*tuning.sentences, *(f"note: {note}" for note in (*detector.notes, *learnt))):
         say(line, quiet)
@@ -175,10 +178,11 @@ def numbers(text: str) -> list[float] | None:
 
 
 def check_paths(model: Path, output: Path) -> None:
-    """Raises StorageError where the new file is the model itself, or there already."""
+    """Raises StorageError where the new file is the model itself, or it or the evidence beside it is there already."""
     if output.resolve() == model.resolve():
         raise StorageError(f"{output}: expected a new file, found the model itself; no command changes one in place")
-    new_file(output)
+    for path in (output, output.with_suffix(".tune.json"), output.with_suffix(".tune.html")):
+        new_file(path)
 
 
 def check_name(name: str) -> None:
@@ -224,7 +228,7 @@ def page_of(tuning: Tuning, detector: AnomalyDetector, title: str) -> Any:
         sentences=tuning.sentences,
         tiles=[
             ("pixel AP of planted anomalies", f"{kept.ap:.3f}"),
-            ("against the present settings", f"{kept.gain:+.3f}"),
+            (f"against {tuning.against}", f"{kept.gain:+.3f}"),
             ("network calls an image", str(kept.nfe)),
             ("planted images", f"{counts['planted_images']:,}"),
             (f"normals, of {counts['normal_groups']:,} groups", f"{counts['normal_images']:,}"),

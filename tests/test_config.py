@@ -28,8 +28,19 @@ def test_shipped_recipes_are_valid_and_open_with_their_command() -> None:
     ("values", "message"),
     [
         ({"name": "x", "trainig": {}}, r"r\.yaml: unknown key 'trainig'; did you mean 'training'\?"),
-        ({"name": "x", "training": {"lrr": 1}}, r"unknown key 'training\.lrr'; did you mean 'lr'\?"),
+        ({"name": "x", "training": {"lrr": 1}}, r"unknown key 'training\.lrr'; did you mean 'training\.lr'\?"),
         ({"name": "x", "training": {"zzz": 1}}, r"unknown key 'training\.zzz'; known here: images, "),
+        ({"name": "x", "lr": 1e-3}, r"unknown key 'lr'; did you mean 'training\.lr'\?"),
+        (
+            {"name": "x", "preprocess": {"intensity": {"kindd": "zscore"}}},
+            r"unknown key 'preprocess\.intensity\.kindd'; did you mean 'preprocess\.intensity\.kind'\?",
+        ),
+        (
+            {"name": "x", "diffusion": {"sgima": {"mean": 1}}},
+            r"unknown key 'diffusion\.sgima'; did you mean 'diffusion\.sigma'\?",
+        ),
+        ({"name": "x", "diffusion": {"sigma": {"meen": 1}}}, r"did you mean 'diffusion\.sigma\.mean'\?"),
+        ({"name": "x", "preprocess": {"value_range": [3, 3]}}, r"value_range must be \[low, high\]"),
         ({"name": "x", "training": {"lr": -1}}, r"at 'training\.lr' .*greater than 0 \(found -1\)"),
         (
             {"name": "x", "network": {"channels": [8, 16]}},
@@ -63,6 +74,23 @@ def test_overrides_reach_nested_keys_and_leave_the_rest() -> None:
     assert changed.training.images == 10
     assert changed.network.channels == (8, 16, 24)
     assert values["training"]["lr"] == 1e-3  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("trainig.lr=1e-3", "training"),
+        ("training.lrr=1e-3", "training.lr"),
+        ("batch_size=8", "training.batch_size"),
+        ("diffusion.sigma.meen=1", "diffusion.sigma.mean"),
+        ("preprocess.intensity.spred=lower", "preprocess.intensity.spread"),
+        ("enginenetwork_batch=3", "engine.network_batch"),
+    ],
+)
+def test_a_misspelt_override_names_the_nearest_key(tmp_path: Path, override: str, meant: str) -> None:
+    (tmp_path / "r.yaml").write_text("name: x")
+    with pytest.raises(ConfigError, match=f"did you mean '{meant}'"):
+        load_config(tmp_path / "r.yaml", [override])
 
 
 @pytest.mark.parametrize("override", ["training.lr", "=3", "name.sub=3", "training.lr=[1"])

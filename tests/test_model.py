@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import anodiff
 from anodiff.anomaly.calibration import Calibration
 from anodiff.anomaly.standardise import Granularity, Standardisation
 from anodiff.config import parse_config
+from anodiff.data.seen import SeenImages
 from anodiff.errors import ModelFileError
-from anodiff.model import DiffusionModel, build_denoiser, load
+from anodiff.model import DiffusionModel, build_denoiser, digest, load
 
 
 @pytest.fixture
@@ -49,8 +51,41 @@ def calibration() -> Calibration:
     )
 
 
-def test_round_trip_keeps_everything(model: DiffusionModel, tmp_path: Path) -> None:
+def test_seen_images_and_how_a_calibration_was_made_travel_along(model: DiffusionModel, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    prepared = model.config.preprocess.model_dump(mode="json")
+    model.calibrations["default"] = replace(calibration(), precision="bf16", preprocess=prepared)
+    model.seen = SeenImages.of([7, 2**64 - 1, 7, 0])
+    model.save(path)
+    back = load(path)
+    assert back.seen is not None
+    assert back.seen.hashes.tolist() == [0, 7, 2**64 - 1]
+    assert [back.seen.contains(value) for value in (0, 7, 8, 2**64 - 1)] == [True, True, False, True]
+    assert back.calibrations["default"].precision == "bf16"
+    assert back.calibrations["default"].preprocess == prepared
+
+
+def test_files_from_before_these_were_recorded_still_load(model: DiffusionModel, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
     model.calibrations["default"] = calibration()
+    model.save(path)
+
+    def age(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        del header["calibrations"]["default"]["precision"], header["calibrations"]["default"]["preprocess"]
+        del header["config"]["preprocess"]["value_range"]
+        header["digest"] = digest(tensors, header)
+
+    rewrite(path, age)
+    back = load(path)
+    assert back.seen is None
+    assert back.calibrations["default"].precision is None
+    # No command could calibrate for another preprocessing then, so it is known: the file's own.
+    assert back.calibrations["default"].preprocess == back.config.preprocess.model_dump(mode="json")
+
+
+def test_round_trip_keeps_everything(model: DiffusionModel, tmp_path: Path) -> None:
+    prepared = model.config.preprocess.model_dump(mode="json")
+    model.calibrations["default"] = replace(calibration(), preprocess=prepared)
     path = tmp_path / "model.safetensors"
     model.save(path)
     back = anodiff.load(path)

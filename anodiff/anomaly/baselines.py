@@ -3,30 +3,44 @@ diffusion.
 
 They are meant to be strong: what is spatial is standardised per place on normals, with the width of the
 neighbourhood chosen on held-out groups, and the PCA residual is standardised by errors of normals that its
-components have not seen. Their ``scale_floor`` (see :class:`anodiff.anomaly.settings.DetectorSettings`) is the value
-at which each did best on the labelled development images of two data sets, so that they are not beaten for want of a
-setting.
+components have not seen. Their ``scale_floor`` (see :class:`anodiff.anomaly.settings.DetectorSettings`) is chosen on
+normals too, by anomalies planted in held-out groups (see :meth:`Baseline._standardised`). Another baseline, the feature
+memory, is in :mod:`anodiff.anomaly.memory`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from anodiff.anomaly.groups import assign_parts
+from anodiff.anomaly.planting import kinds_for, plant
 from anodiff.anomaly.reduce import Reduction, reduce_maps
 from anodiff.anomaly.residuals import Polarity, channel_mean
 from anodiff.anomaly.smoothing import smooth_maps, smooth_spatial
-from anodiff.anomaly.standardise import Moments, Standardisation, fit_standardisation
+from anodiff.anomaly.standardise import (
+    SCALE_FLOOR,
+    Moments,
+    Standardisation,
+    Standardise,
+    fit_granularity,
+    fit_standardisation,
+    last_as_good,
+)
 from anodiff.errors import DataError
+from anodiff.metrics.ranking import average_precision
 
 #: folds of the normals by which widths are chosen and PCA errors are made honest
 FOLDS = 4
 #: most images whose principal components are computed (evenly spaced through the normals beyond it)
 PCA_IMAGES = 2000
+#: scale floors to choose from, and the normals (over all folds) in which anomalies are planted for that
+SCALE_FLOORS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4)
+PLANTED_IMAGES = 200
 
 
 class Baseline(ABC):
@@ -37,9 +51,13 @@ class Baseline(ABC):
         smooth_px: standard deviation of the final Gaussian smoothing, px on the model grid.
         magnitude_first: for polarity "both", take |.| before smoothing (finds wrong texture) and not after it (finds
             weak shifts). Without effect on a declared sign.
+
+    Attributes:
+        name: of its row in a table. nfe: denoiser calls an image.
     """
 
     name: str
+    nfe = 0
 
     def __init__(self, polarity: Polarity = "both", smooth_px: float = 0.0, *, magnitude_first: bool = False) -> None:
         self.polarity: Polarity = polarity
@@ -58,7 +76,10 @@ class Baseline(ABC):
 
     def maps(self, images: Tensor, foreground: Tensor | None = None) -> Tensor:
         """Anomaly maps (N, *S), larger = more anomalous, of images (N, C, *S)."""
-        signed = self._signed(images)
+        return self._finished(self._signed(images), foreground)
+
+    def _finished(self, signed: Tensor, foreground: Tensor | None) -> Tensor:
+        """Polarity and smoothing: the signed map (N, *S) -> the anomaly map (N, *S)."""
         if self.polarity == "darker":
             signed = -signed
         if self.polarity != "both":
@@ -77,6 +98,48 @@ class Baseline(ABC):
     ) -> Tensor:
         """One score an image (N,), by the detector's own reduction."""
         return reduce_maps(maps, reduction, topk=topk, foreground=foreground)
+
+    def _standardised(
+        self, folds: Sequence[Moments], trials: Sequence[_Trial], granularity: Standardise, scale_floor: float | None
+    ) -> tuple[float, Standardisation]:
+        """The scale floor and the local z-score that it belongs to, fitted on all folds.
+
+        A floor must earn its place. One that is not given is the smallest whose maps of the held-out ``trials``,
+        standardised by the other folds, show the planted anomalies as well as the best one's do (average precision over
+        foreground pixels, to within a standard error of the difference over folds). A single fold cannot be held out.
+        """
+        if scale_floor is None and len(folds) < 2:
+            scale_floor = SCALE_FLOOR
+        if scale_floor is not None:
+            return scale_floor, fit_standardisation(folds, granularity, scale_floor=scale_floor)
+        found = {floor: fit_standardisation(folds, granularity, scale_floor=floor) for floor in SCALE_FLOORS}
+        largest_first = sorted(SCALE_FLOORS, reverse=True)
+        shown = [self._shown(folds, trials, found[floor], floor) for floor in largest_first]
+        chosen = largest_first[last_as_good(shown)]
+        return chosen, found[chosen]
+
+    def _shown(
+        self, folds: Sequence[Moments], trials: Sequence[_Trial], chosen: Standardisation, floor: float
+    ) -> list[float]:
+        """Average precision of the planted anomalies of each fold, standardised by the others."""
+        shown = []
+        for k, trial in enumerate(trials):
+            others = Moments.sum_of(fold for j, fold in enumerate(folds) if j != k)
+            location, scale = fit_granularity(others, chosen.granularity, floor)
+            local = Standardisation(location.float(), scale.float(), chosen.granularity, {})
+            maps = self._finished(local(trial.errors)[0], trial.foreground)
+            inside = torch.ones_like(trial.masks) if trial.foreground is None else trial.foreground
+            shown.append(average_precision(trial.masks[inside].numpy(), maps[inside].cpu().numpy()) or 0.0)
+        return shown
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Images of a fold with planted anomalies: raw errors (1, n, *S), masks and foreground (n, *S)."""
+
+    errors: Tensor
+    masks: Tensor
+    foreground: Tensor | None
 
 
 class RawIntensity(Baseline):
@@ -125,7 +188,10 @@ class BlurResidual(Baseline):
 
 
 class IntensityZScore(Baseline):
-    """(x - mean of normals there) / (their standard deviation there), local widths chosen on held-out groups."""
+    """(x - mean of normals there) / (their standard deviation there).
+
+    The local width is chosen on held-out groups, and so is ``scale_floor`` where it is None.
+    """
 
     name = "intensity z-score"
 
@@ -135,7 +201,7 @@ class IntensityZScore(Baseline):
         smooth_px: float = 0.0,
         *,
         magnitude_first: bool = False,
-        scale_floor: float = 0.1,
+        scale_floor: float | None = None,
     ) -> None:
         super().__init__(polarity, smooth_px, magnitude_first=magnitude_first)
         self.scale_floor = scale_floor
@@ -147,8 +213,13 @@ class IntensityZScore(Baseline):
         _require(normals, self.name)
         values = channel_mean(normals.float())[None]
         parts = _folds(len(normals), groups)
-        folds = [_moments(values, parts == k, foreground) for k in parts.unique().tolist()]
-        self.standardisation_: Standardisation = fit_standardisation(folds, "map", scale_floor=self.scale_floor)
+        labels = parts.unique().tolist()
+        folds = [_moments(values, parts == k, foreground) for k in labels]
+        trials = []
+        if self.scale_floor is None:
+            for images, masks, inside in _planted_folds(normals, parts, foreground, self.polarity):
+                trials.append(_Trial(channel_mean(images)[None], masks, inside))
+        self.scale_floor_, self.standardisation_ = self._standardised(folds, trials, "map", self.scale_floor)
         return self
 
     def _signed(self, images: Tensor) -> Tensor:
@@ -158,7 +229,8 @@ class IntensityZScore(Baseline):
 class PCAResidual(Baseline):
     """What the first ``components`` principal components of the normals do not explain, as a local z-score.
 
-    The errors that fit the z-score come from components of the other folds, as a new image's errors do.
+    The errors that fit the z-score come from components of the other folds, as a new image's errors do. Its local width
+    is chosen on held-out groups, and so is ``scale_floor`` where it is None.
     """
 
     name = "PCA residual"
@@ -170,7 +242,7 @@ class PCAResidual(Baseline):
         *,
         magnitude_first: bool = False,
         components: int = 10,
-        scale_floor: float = 0.5,
+        scale_floor: float | None = None,
     ) -> None:
         super().__init__(polarity, smooth_px, magnitude_first=magnitude_first)
         self.scale_floor = scale_floor
@@ -187,16 +259,20 @@ class PCAResidual(Baseline):
         centred = flat - flat.mean(dim=0)
         kept = torch.linspace(0, len(flat) - 1, min(len(flat), PCA_IMAGES)).round().long()
         gram = (centred[kept] @ centred[kept].T).double()
-        moments = []
+        moments, trials = [], []
         labels = parts.unique().tolist()
-        for fold in labels:
+        plants = _planted_folds(normals, parts, foreground, self.polarity) if self.scale_floor is None else []
+        for place, fold in enumerate(labels):
             others = parts[kept] != fold if len(labels) > 1 else torch.ones_like(kept, dtype=torch.bool)
             model = _principal_axes(flat, kept[others], gram[others][:, others], self.components)
             held_out = parts == fold
             errors = _unexplained(normals[held_out], *model)
             moments.append(_moments(errors[None], None, foreground[held_out] if foreground is not None else None))
+            if plants:
+                images, masks, inside = plants[place]
+                trials.append(_Trial(_unexplained(images, *model)[None], masks, inside))
         self.model_ = _principal_axes(flat, kept, gram, self.components)
-        self.standardisation_: Standardisation = fit_standardisation(moments, "map", scale_floor=self.scale_floor)
+        self.scale_floor_, self.standardisation_ = self._standardised(moments, trials, "map", self.scale_floor)
         return self
 
     def _signed(self, images: Tensor) -> Tensor:
@@ -242,6 +318,28 @@ def _moments(errors: Tensor, chosen: Tensor | None, foreground: Tensor | None) -
 def _folds(count: int, groups: Sequence[object] | None) -> Tensor:
     labels = [str(group) for group in (groups if groups is not None else range(count))]
     return torch.tensor(assign_parts(labels, [1.0] * FOLDS))
+
+
+def _planted_folds(
+    normals: Tensor, parts: Tensor, foreground: Tensor | None, polarity: Polarity
+) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    """Images (n, C, *S), masks and foreground (n, *S) of a few normals a fold, evenly spaced, with planted anomalies.
+
+    The kinds take turns. In the order of the folds' labels.
+    """
+    labels, kinds, planted = parts.unique().tolist(), kinds_for(polarity), []
+    for fold in labels:
+        rows = (parts == fold).nonzero()[:, 0]
+        rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), PLANTED_IMAGES // len(labels))).round().long()]
+        images, masks = normals[rows].float(), torch.zeros(len(rows), *normals.shape[2:], dtype=torch.bool)
+        inside = None if foreground is None else foreground[rows]
+        for turn, kind in enumerate(kinds):
+            own = slice(turn, None, len(kinds))
+            images[own], masks[own] = plant(
+                images[own], None if inside is None else inside[own], kind, polarity=polarity, donors=normals[rows]
+            )
+        planted.append((images, masks, inside))
+    return planted
 
 
 def _require(normals: Tensor, name: str) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from anodiff.anomaly.standardise import Granularity, Standardisation
-from anodiff.errors import DataError
+from anodiff.errors import ConfigError, DataError
 
 #: quantiles of normal foreground pixels that are stored; those at 0.95 and 0.99 are the pixel thresholds
 PIXEL_QUANTILES = (0.5, 0.95, 0.99, 0.999, 1.0)
@@ -82,6 +82,8 @@ class Calibration:
         pixel_quantiles: values of the maps' normal foreground pixels at PIXEL_QUANTILES.
         standardisation: location and scale of normal error; None where the settings want none.
         counts: images and groups in each of the two parts.
+        precision: of the network's arithmetic, "fp32" or "bf16"; None where it is not recorded (early files).
+        preprocess: how the normals were prepared (plain values of the recipe's section); None where not recorded.
     """
 
     preset: str
@@ -95,6 +97,8 @@ class Calibration:
     pixel_quantiles: dict[float, float]
     standardisation: Standardisation | None
     counts: dict[str, int] = field(default_factory=dict)
+    precision: str | None = None
+    preprocess: dict[str, Any] | None = None
 
     @property
     def pixel_threshold_fpr5(self) -> float:
@@ -113,6 +117,27 @@ class Calibration:
     def is_anomalous(self, scores: Tensor) -> Tensor | None:
         """score > threshold, (N,) bool; None without a threshold."""
         return None if self.threshold is None else scores.double().cpu() > self.threshold
+
+    def require_preprocess(self, found: Mapping[str, Any]) -> None:
+        """Raises ConfigError where images are prepared otherwise (plain values ``found``) than the normals were.
+
+        Every threshold and every map of normal error would then be about other images.
+        """
+        changed = [] if self.preprocess is None else preprocess_changes(self.preprocess, found)
+        if changed:
+            raise ConfigError(
+                f"preset {self.preset!r}: expected images prepared as for its calibration, found {', '.join(changed)}; "
+                "calibrate anew with these settings (anodiff calibrate)"
+            )
+
+    def precision_note(self, found: str) -> str | None:
+        """A sentence where scores are computed in another precision than the calibration's; None where not."""
+        if self.precision in (None, found):
+            return None
+        return (
+            f"preset {self.preset!r}: calibrated in {self.precision} and scored in {found}, so p-values, decisions and "
+            f"the false-alarm rate are only about right; --precision {self.precision} makes them exact"
+        )
 
     def to_tensors(self) -> dict[str, Tensor]:
         """The tensors of a calibration by name; with :meth:`to_json` its whole content."""
@@ -137,6 +162,8 @@ class Calibration:
             "granularity": None if chosen is None else [chosen.granularity.kind, chosen.granularity.width],
             "log_likelihoods": {} if chosen is None else chosen.log_likelihoods,
             "counts": self.counts,
+            "precision": self.precision,
+            "preprocess": self.preprocess,
         }
 
     @classmethod
@@ -160,7 +187,25 @@ class Calibration:
             pixel_quantiles=dict(values["pixel_quantiles"]),
             standardisation=standardisation,
             counts=dict(values["counts"]),
+            precision=values.get("precision"),
+            preprocess=values.get("preprocess"),
         )
+
+
+#: keys of the preprocessing that decide which images are read, not what values they get
+FREE_PREPROCESS = ("max_pixels",)
+
+
+def preprocess_changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "preprocess") -> list[str]:
+    """What differs between two preprocessings, as "preprocess.key was a, is b"."""
+    found: list[str] = []
+    for key in sorted((before.keys() | now.keys()) - set(FREE_PREPROCESS)):
+        old, new, name = before.get(key), now.get(key), f"{prefix}.{key}"
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += preprocess_changes(old, new, name)
+        elif old != new:
+            found.append(f"{name} was {old}, is {new}")
+    return found
 
 
 def calibrate(
@@ -175,6 +220,8 @@ def calibrate(
     unit: str,
     standardisation: Standardisation | None,
     counts: dict[str, int],
+    precision: str | None = None,
+    preprocess: dict[str, Any] | None = None,
 ) -> Calibration:
     """Threshold, p-values and pixel thresholds from the threshold part's scores (n,) and foreground pixel values.
 
@@ -210,4 +257,6 @@ def calibrate(
         pixel_quantiles=upper_quantiles(pixels, PIXEL_QUANTILES),
         standardisation=standardisation,
         counts=counts,
+        precision=precision,
+        preprocess=preprocess,
     )

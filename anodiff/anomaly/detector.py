@@ -105,18 +105,24 @@ class AnomalyDetector:
             network_batch = getattr(getattr(config, "engine", None), "network_batch", 16)
         self.denoiser = InferenceDenoiser(model.denoiser, device, precision, network_batch)
         self.seed = seed
-        self._channels: int | None = getattr(getattr(config, "preprocess", None), "channels", None)
+        prepared = getattr(config, "preprocess", None)
+        self._channels: int | None = getattr(prepared, "channels", None)
+        dump = getattr(prepared, "model_dump", None)
+        self._preprocess: dict[str, Any] | None = None if dump is None else dump(mode="json")
         self._schedule = getattr(model, "schedule", None) or getattr(model.denoiser, "schedule", None)
         known: dict[str, Calibration] = getattr(model, "calibrations", None) or {}
         wanted = self.settings.to_json()
-        self.calibration = next((c for c in known.values() if c.settings == wanted), None)
-        self._other_settings = _differences(known[self.name].settings, wanted) if self.name in known else []
+        own = known.get(self.name)
+        candidates = [*([own] if own is not None else []), *known.values()]
+        self.calibration = next((c for c in candidates if c.settings == wanted), None)
+        self._other_settings = [] if own is None else _differences(own.settings, wanted)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know of this detector's decisions, one sentence each."""
         if self.calibration is not None:
-            return (self.calibration.message,) if self.calibration.message else ()
+            said = (self.calibration.message, self.calibration.precision_note(self.denoiser.precision))
+            return tuple(sentence for sentence in said if sentence)
         reason = "is not calibrated for it"
         if self._other_settings:
             reason = f"was calibrated for other settings ({', '.join(self._other_settings)})"
@@ -128,7 +134,9 @@ class AnomalyDetector:
 
         Raises:
             InputError: pixels that are not finite, or a size that the model is not calibrated for.
+            ConfigError: the recipe prepares images otherwise than the calibration's.
         """
+        self.check_preprocess()
         _check(images, foreground)
         self._check_channels(images)
         self._check_size(images)
@@ -156,6 +164,11 @@ class AnomalyDetector:
             nfe=self.settings.nfe_for(images.shape[2:]),
             notes=self.notes,
         )
+
+    def check_preprocess(self) -> None:
+        """Raises ConfigError where the recipe prepares images otherwise than it did for the calibration."""
+        if self.calibration is not None and self._preprocess is not None:
+            self.calibration.require_preprocess(self._preprocess)
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:
@@ -203,6 +216,7 @@ class AnomalyDetector:
         standardise_groups: Sequence[object] | None = None,
         standardise_foreground: Tensor | None = None,
         progress: Progress | None = None,
+        batch_size: int | None = None,
     ) -> AnomalyDetector:
         """Calibrate on normals only, in two group-disjoint parts: one fits the normal error, the other sets the
         threshold.
@@ -218,6 +232,7 @@ class AnomalyDetector:
             standardise_on, standardise_groups, standardise_foreground: normals of other groups (training images,
                 say) for the standardisation part, so that all of ``normals`` can set the threshold.
             progress: called with the number of images done, after each batch.
+            batch_size: images computed at once, at most; does not change the result.
 
         Returns:
             The detector itself; its ``calibration`` is what a model file keeps.
@@ -244,9 +259,9 @@ class AnomalyDetector:
                         "calibration: expected groups that are in one part only, found "
                         f"{len(shared)} in both, {min(shared)!r} first"
                     )
-            standardisation = self._fit_standardisation(fitting_part, progress)
+            standardisation = self._fit_standardisation(fitting_part, progress, batch_size)
             counts |= fitting_part.counts("standardise")
-        scores, pixels = self._normal_scores(threshold_part, standardisation, progress)
+        scores, pixels = self._normal_scores(threshold_part, standardisation, progress, batch_size)
         self.calibration = calibrate(
             scores,
             threshold_part.groups,
@@ -258,10 +273,12 @@ class AnomalyDetector:
             unit=unit,
             standardisation=standardisation,
             counts=counts | threshold_part.counts("threshold"),
+            precision=self.denoiser.precision,
+            preprocess=self._preprocess,
         )
         return self
 
-    def _fit_standardisation(self, part: _Part, progress: Progress | None) -> Standardisation:
+    def _fit_standardisation(self, part: _Part, progress: Progress | None, batch_size: int | None) -> Standardisation:
         levels, size = len(self.settings.levels), part.images.shape[2:]
         count = max(2, min(MOST_FOLDS, VALUES_IN_FOLDS // (levels * math.prod(size))))
         folds = torch.tensor(assign_parts(part.groups, [1.0] * count, self.seed))
@@ -271,7 +288,7 @@ class AnomalyDetector:
             moments[fold] = Moments.empty(levels, size, self.denoiser.device)
             chosen = folds == fold
             inside_part = None if part.foreground is None else part.foreground[chosen]
-            for images, inside in self._chunks(part.images[chosen], inside_part):
+            for images, inside in self._chunks(part.images[chosen], inside_part, batch_size):
                 moments[fold].add(self.errors(images, self.reconstruct(images)), self._used(inside, images.device))
                 if progress is not None:
                     progress(len(images))
@@ -279,16 +296,18 @@ class AnomalyDetector:
         return fit_standardisation(list(moments.values()), settings.standardise, settings.map_px, settings.scale_floor)
 
     def _normal_scores(
-        self, part: _Part, standardisation: Standardisation | None, progress: Progress | None
+        self, part: _Part, standardisation: Standardisation | None, progress: Progress | None, batch_size: int | None
     ) -> tuple[Tensor, Tensor]:
         """Scores (n,) and (a subset of the) foreground pixel values of the threshold part, on the CPU."""
         stride = math.ceil(part.images[:, 0].numel() / PIXELS_KEPT)
-        scores, pixels = [], []
-        for images, inside in self._chunks(part.images, part.foreground):
+        scores, pixels, seen = [], [], 0
+        for images, inside in self._chunks(part.images, part.foreground, batch_size):
             maps = self._maps(self.errors(images, self.reconstruct(images)), inside, standardisation)
             scores.append(self.scores(maps, inside).cpu())
             used = self._used(inside, maps.device)
-            pixels.append((maps.flatten() if used is None else maps[used])[::stride].cpu())
+            values = maps.flatten() if used is None else maps[used]
+            pixels.append(values[-seen % stride :: stride].cpu())
+            seen += values.numel()
             if progress is not None:
                 progress(len(images))
         return torch.cat(scores), torch.cat(pixels)
@@ -303,12 +322,14 @@ class AnomalyDetector:
     def _used(self, foreground: Tensor | None, device: torch.device) -> Tensor | None:
         return foreground.to(device) if foreground is not None and self.settings.foreground else None
 
-    def _chunks(self, images: Tensor, foreground: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def _chunks(
+        self, images: Tensor, foreground: Tensor | None, most: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Images a few at a time, so that memory is bounded; results do not depend on the cut."""
         settings = self.settings
         boxes = settings.nfe_for(images.shape[2:]) if settings.where == "boxes" else 1
         voxels = len(settings.levels) * settings.draws * boxes * max(1, images[0].numel()) if len(images) else 1
-        size = max(1, VOXELS_AT_ONCE // voxels)
+        size = max(1, min(VOXELS_AT_ONCE // voxels, most or len(images)))
         for start in range(0, len(images), size):
             cut = slice(start, start + size)
             yield images[cut], None if foreground is None else foreground[cut]

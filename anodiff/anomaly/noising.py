@@ -83,6 +83,8 @@ def sigma_grid(settings: DetectorSettings, level: float, schedule: NoiseSchedule
 def _noise(settings: DetectorSettings, images: Tensor, keys: Tensor, levels: list[int], step: int) -> Tensor:
     """Signed noise (N, len(levels), P, G, C, *S) of one step: P pairs, G = 2 signs where antithetic."""
     count, pairs = len(levels), settings.pairs
+    if settings.noise == "none":
+        return images.new_zeros(len(keys), count, 1, 1, *images.shape[1:])
     level = torch.tensor(levels, device=keys.device).repeat_interleave(pairs)
     draw = torch.arange(pairs, device=keys.device).mul(CHAIN_DRAWS).add(step).repeat(count)
     noise = sample_noise(

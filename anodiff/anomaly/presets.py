@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,6 +14,8 @@ from anodiff.errors import ConfigError
 #: vp-linear, T = 1000: sigma after 250 and after 500 noising steps
 LINEAR_250 = 0.953
 LINEAR_500 = 3.424
+#: standard deviation 0.2 of coarse noise on intensities of 0 to 1
+COARSE_SIGMA = 0.4
 
 PRESETS: dict[str, DetectorSettings] = {
     # One step from each of eight levels; noise pairs cancel, normal error is known per place. Chosen on the dev split
@@ -57,6 +60,18 @@ PRESETS: dict[str, DetectorSettings] = {
         reduction="topk",
         topk=0.005,
     ),
+    # A denoising auto-encoder (Kascenas et al. 2022) of a model trained for it, as in brain_flair_dae: one call on the
+    # clean image. Polarity, normal error per place, smoothing and score as in our default, so that it is not beaten
+    # for want of them.
+    "dae": DetectorSettings(
+        noise="none",
+        levels=(COARSE_SIGMA,),
+        residual="signed",
+        standardise="auto",
+        smooth_px=5.0,
+        reduction="topk",
+        topk=0.005,
+    ),
     # Behrendt et al. 2023 (methods 5.2): step 500, simplex noise inside one box at a time, the rest seen clean.
     "pddpm": DetectorSettings(
         noise="simplex",
@@ -76,9 +91,14 @@ def preset(name: str, **slots: Any) -> DetectorSettings:
         ConfigError: unknown preset or slot (naming the nearest), or a value out of range.
     """
     if name not in PRESETS:
-        nearest = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"unknown preset {name!r}; did you mean {nearest!r}? (known: {', '.join(PRESETS)})")
+        raise _unknown(name, PRESETS)
     return change(PRESETS[name], slots, f"preset {name!r}")
+
+
+def _unknown(name: str, known: Iterable[str]) -> ConfigError:
+    known = list(known)
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    return ConfigError(f"unknown preset {name!r}; did you mean {nearest!r}? (known: {', '.join(known)})")
 
 
 def change(settings: DetectorSettings, slots: dict[str, Any], source: str) -> DetectorSettings:
@@ -102,9 +122,10 @@ def resolve(chosen: str | DetectorSettings, config: Any = None) -> tuple[str, De
     """Name and final settings of a detector for a model's recipe.
 
     The recipe (``config``, any object; what it lacks is left alone) adds, to a preset chosen by name: its own slots
-    for that preset (``config.presets[name]``) and its declared ``config.polarity``. Settings given as such are taken
-    as they are. In both, "model" noise becomes the family and scale of the model's training (``config.diffusion``;
-    Gaussian where unknown).
+    for that preset (``config.presets[name]``) and its declared ``config.polarity``. A preset that only the recipe
+    knows, such as one that was tuned, names the preset it starts from as ``base``, and takes what the recipe says of
+    that one too. Settings given as such are taken as they are. In both, "model" noise becomes the family and scale of
+    the model's training (``config.diffusion``; Gaussian where unknown).
 
     Raises:
         ConfigError: as :func:`preset`.
@@ -113,11 +134,11 @@ def resolve(chosen: str | DetectorSettings, config: Any = None) -> tuple[str, De
         name, settings = "custom", chosen
     else:
         name = chosen
-        slots = dict((getattr(config, "presets", None) or {}).get(name, {}))
+        start, slots = _from_base(name, getattr(config, "presets", None) or {})
         polarity = getattr(config, "polarity", None)
         if polarity is not None:
             slots.setdefault("polarity", polarity)
-        settings = preset(name, **slots)
+        settings = preset(start, **slots)
     trained = getattr(config, "diffusion", None)
     family = getattr(trained, "noise", "gaussian")
     if settings.noise != "model":
@@ -128,3 +149,19 @@ def resolve(chosen: str | DetectorSettings, config: Any = None) -> tuple[str, De
     if settings.noise_scale != "model":
         scale = settings.noise_scale
     return name, change(settings, {"noise": family, "noise_scale": scale}, f"preset {name!r}")
+
+
+def _from_base(name: str, own: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """The library's preset that ``name`` starts from, through the recipe's ``own``, and the slots set otherwise."""
+    slots: dict[str, Any] = {}
+    passed = [name]
+    while passed[-1] not in PRESETS:
+        values = dict(own.get(passed[-1], {}))
+        base = values.pop("base", None)
+        if base is None:
+            raise _unknown(passed[-1], [*PRESETS, *(known for known, found in own.items() if "base" in found)])
+        if base in passed:
+            raise ConfigError(f"preset {name!r}: expected a base that ends at a known preset, found {base!r} again")
+        slots = {**values, **slots}
+        passed.append(base)
+    return passed[-1], {**own.get(passed[-1], {}), **slots}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
@@ -11,9 +11,6 @@ from anodiff.anomaly.smoothing import resize_linear, smooth_spatial, tree_sum
 
 Polarity = Literal["both", "brighter", "darker"]
 Residual = Literal["absolute", "squared", "signed", "ssim", "features"]
-
-#: a function x (N, C, *S) -> encoder activations, one (N, K, *s) tensor a resolution
-Features = Callable[[Tensor], Sequence[Tensor]]
 
 
 def signed_difference(image: Tensor, reconstruction: Tensor, polarity: Polarity) -> Tensor:
@@ -74,24 +71,18 @@ def feature_residual(image_features: Sequence[Tensor], features: Sequence[Tensor
     return total
 
 
-def residual(
-    image: Tensor, reconstruction: Tensor, kind: Residual, polarity: Polarity = "both", features: Features | None = None
-) -> Tensor:
+def residual(image: Tensor, reconstruction: Tensor, kind: Residual, polarity: Polarity = "both") -> Tensor:
     """The error map of one reconstruction; image, reconstruction (N, C, *S) in [-1, 1] -> (N, *S).
 
     ``signed`` keeps the sign (positive = anomalous by ``polarity``; for ``both`` the magnitude is taken after
-    smoothing, when what cancels has cancelled). ``features`` needs the function of the same name. ``ssim`` and
-    ``features`` have no sign.
+    smoothing, when what cancels has cancelled). ``ssim`` has no sign. ``features`` compares activations, not images:
+    see :func:`feature_residual`.
 
     Raises:
-        ValueError: unknown ``kind``, or ``features`` missing for it.
+        ValueError: another ``kind``.
     """
     if kind == "ssim":
         return ssim_residual(image, reconstruction)
-    if kind == "features":
-        if features is None:
-            raise ValueError("residual 'features': expected a function from images to encoder features, found none")
-        return feature_residual(features(image), features(reconstruction), image.shape[2:])
     difference = signed_difference(image, reconstruction, polarity)
     if kind == "signed":
         return channel_mean(difference)
@@ -99,7 +90,7 @@ def residual(
         return absolute_residual(difference, polarity)
     if kind == "squared":
         return squared_residual(difference, polarity)
-    raise ValueError(f"residual: expected absolute, squared, signed, ssim or features, found {kind!r}")
+    raise ValueError(f"residual: expected absolute, squared, signed or ssim, found {kind!r}")
 
 
 def channel_mean(x: Tensor) -> Tensor:
@@ -117,7 +108,6 @@ def apply_polarity(maps: Tensor, kind: Residual, polarity: Polarity) -> Tensor:
 
 
 __all__ = [
-    "Features",
     "Polarity",
     "Residual",
     "absolute_residual",

@@ -26,7 +26,8 @@ class DetectorSettings(BaseModel):
     """All that decides a score besides the model and the pixels.
 
     Noise
-        noise, noise_scale: the family and its scale; "model" is what the model was trained with.
+        noise, noise_scale: the family and its scale; "model" is what the model was trained with; "none" shows the clean
+            image, still told the level (denoising auto-encoders, Kascenas et al. 2022).
         levels: start levels sigma, in units of the [-1, 1] data; each gives one error map.
         pairs: independent draws a level, averaged as images before they are compared.
         antithetic: each draw n is used as +n and -n, so that errors of first order in the noise cancel; doubles the
@@ -55,7 +56,7 @@ class DetectorSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    noise: Literal["model", "gaussian", "simplex", "pyramid"] = "model"
+    noise: Literal["model", "gaussian", "simplex", "pyramid", "coarse", "none"] = "model"
     noise_scale: Literal["model", "unit", "published"] = "model"
     levels: Annotated[tuple[Sigma, ...], Field(min_length=1, max_length=64)] = (1.0,)
     pairs: Count = 1
@@ -85,11 +86,26 @@ class DetectorSettings(BaseModel):
             raise ValueError(f"variance 'large' belongs to the sampler 'ancestral', found sampler {self.sampler!r}")
         if self.box is not None and self.where != "boxes":
             raise ValueError(f"box belongs to where = 'boxes', found where = {self.where!r}")
+        if self.noise == "none":
+            self._without_noise()
         if self.residual in ("ssim", "features") and self.polarity != "both":
             raise ValueError(
                 f"residual {self.residual!r} has no sign: expected polarity 'both', found {self.polarity!r}"
             )
         return self
+
+    def _without_noise(self) -> None:
+        """Nothing that only tells one draw of noise from another."""
+        if self.pairs != 1 or self.antithetic:
+            raise ValueError(
+                "without noise all draws are the same: expected pairs = 1 and antithetic = False, "
+                f"found {self.pairs} and {self.antithetic}"
+            )
+        if self.where == "boxes" or self.sampler == "ancestral":
+            raise ValueError(
+                "noise 'none' has nothing to place or to draw: expected where = 'all' and no 'ancestral' sampler, "
+                f"found {self.where!r} and {self.sampler!r}"
+            )
 
     @property
     def draws(self) -> int:

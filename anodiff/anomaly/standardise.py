@@ -60,7 +60,10 @@ class Moments:
         return cls(*zeros)
 
     def add(self, errors: Tensor, foreground: Tensor | None = None) -> None:
-        """Take in errors (L, N, *S) of N normal images, within ``foreground`` (N, *S) bool."""
+        """Take in errors (L, N, *S) of N normal images, within ``foreground`` (N, *S) bool.
+
+        Image by image, so that the sums are the same to the bit in whatever batches the images come.
+        """
         values = errors.double()
         if foreground is None:
             self.count += errors.shape[1]
@@ -68,8 +71,9 @@ class Moments:
             inside = foreground.to(errors.device)
             self.count += inside.sum(dim=0)
             values = values * inside
-        self.total += values.sum(dim=1)
-        self.square += (values * values).sum(dim=1)
+        for image in values.unbind(dim=1):
+            self.total += image
+            self.square += image * image
 
     @classmethod
     def sum_of(cls, parts: Iterable[Moments]) -> Moments:
@@ -172,7 +176,7 @@ def fit_standardisation(
     if len(choices) > 1 and len(folds) > 1:
         table = [_cross_validated(folds, choice, scale_floor) for choice in choices]
         scores = {str(choice): sum(values) / len(values) for choice, values in zip(choices, table, strict=True)}
-        chosen = choices[_coarsest_as_good(table)]
+        chosen = choices[last_as_good(table)]
     location, scale = fit_granularity(Moments.sum_of(folds), chosen, scale_floor)
     return Standardisation(location.float().cpu(), scale.float().cpu(), chosen, scores)
 
@@ -186,7 +190,7 @@ def _cross_validated(folds: Sequence[Moments], granularity: Granularity, scale_f
     return values
 
 
-def _coarsest_as_good(table: Sequence[Sequence[float]]) -> int:
+def last_as_good(table: Sequence[Sequence[float]]) -> int:
     """Last row whose mean lies within one standard error (of the paired difference) of the best row's."""
     count = len(table[0])
     best = max(table, key=sum)

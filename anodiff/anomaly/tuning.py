@@ -71,6 +71,8 @@ class Tuning:
 
     Attributes:
         settings: chosen; present: what it was held against, both resolved, of at most ``budget`` calls an image.
+        against: what ``present`` is, in words: 'default', or 'default' cut to 4 calls where the budget is less than its
+            cost.
         kinds, polarity; counts: images and groups of the fitting part and of the planted one; calls of the network.
         candidates: by pixel AP of planted anomalies; reductions: by image AP.
         level_curve: by kind (and "mean") the AP of each of ``levels`` alone, the other slots as chosen.
@@ -81,6 +83,7 @@ class Tuning:
 
     settings: DetectorSettings
     present: DetectorSettings
+    against: str
     budget: int
     kinds: tuple[str, ...]
     polarity: str
@@ -95,7 +98,7 @@ class Tuning:
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the pictures, as plain values."""
-        plain = ("budget", "kinds", "polarity", "counts", "levels", "level_curve", "nfe_curve", "sentences")
+        plain = ("against", "budget", "kinds", "polarity", "counts", "levels", "level_curve", "nfe_curve", "sentences")
         tables = {
             name: [{**vars(row), "settings": row.settings.to_json()} for row in rows]
             for name, rows in (("candidates", self.candidates), ("reductions", self.reductions))
@@ -130,12 +133,13 @@ def tune(
         nfe: most network calls an image; None takes those of the base.
         kinds: of planted anomalies; None takes all that fit the polarity.
         levels: candidates besides those of the base; None takes LEVELS.
-        noises: families besides the base's; None takes NOISES.
+        noises: families besides the base's; None takes NOISES, or none for a base without noise.
         seed: of the noise, of what is planted, of the parts and of the bootstrap.
 
     Raises:
         DataError: too few normals or groups, groups on both sides, or nothing to plant in.
-        ConfigError: a kind, level or family that is not known, or a budget below one level.
+        ConfigError: a kind, level or family that is not known, families for a base without noise, or a budget below
+            one level.
     """
     name, present = resolve(base, getattr(model, "config", None))
     normals, fit = _parts(normals, fit, seed)
@@ -145,6 +149,7 @@ def tune(
     found = tuple(kind for kind in wanted if kind in planted.kinds)
     if not found:
         raise DataError("tune: expected normals in which an anomaly can be seen, found none with such a foreground")
+    others = _families(noises, name, present)
     residuals = tuple(dict.fromkeys([present.residual, *FROM_DIFFERENCE]))
     cache = ErrorCache(
         model, present, fit, planted, residuals,
@@ -153,24 +158,25 @@ def tune(
     measure = Measure(cache, found, seed)
     search = Search(measure, present.nfe_for(cache.size) if nfe is None else nfe)
     search.check(present)
-    others = _families(NOISES if noises is None else noises, present)
     cache.compute(present.noise, present.noise_scale, grid)
     with Progress(None, "candidates", "searching", quiet=quiet) as measure.progress:
         reference = search.within_budget(present)
+        against = repr(name) if reference == present else f"{name!r} cut to {reference.nfe_for(cache.size)} calls"
         champion = search.best_of([search.uphill(with_slots(reference, {"residual": kind})) for kind in residuals])
     for noise in others:
         champion = _other_noise(search, champion, noise, grid, quiet)
     with Progress(None, "candidates", "comparing", quiet=quiet) as measure.progress:
-        chosen, sentences = search.guarded(champion, reference, name)
+        chosen, sentences = search.guarded(champion, reference, against)
         chosen, reductions, sentence = _reduced(measure, chosen, reference)
         return Tuning(
             settings=chosen,
             present=reference,
+            against=against,
             budget=search.budget,
             kinds=found,
             polarity=present.polarity,
             counts=_counts(fit, normals, planted, cache),
-            candidates=_table(search, chosen, reference, champion, name),
+            candidates=_table(search, chosen, reference, champion, against),
             reductions=reductions,
             levels=cache.levels(chosen.noise),
             level_curve=_level_curve(measure, chosen),
@@ -213,15 +219,21 @@ def _parts(normals: Normals, fit: Normals | None, seed: int) -> tuple[Normals, N
     return normals, fit
 
 
-def _families(noises: Sequence[str], present: DetectorSettings) -> list[str]:
+def _families(noises: Sequence[str] | None, name: str, present: DetectorSettings) -> list[str]:
     """The families to try besides the present one; none for a detector without noise. Raises ConfigError."""
-    for noise in noises:
+    for noise in noises or ():
         if noise not in FAMILIES:
             nearest = difflib.get_close_matches(noise, FAMILIES, n=1, cutoff=0.0)[0]
             raise ConfigError(
                 f"unknown noise family {noise!r}; did you mean {nearest!r}? (known: {', '.join(FAMILIES)})"
             )
-    return [] if present.noise == "none" else [noise for noise in dict.fromkeys(noises) if noise != present.noise]
+    if present.noise == "none":
+        if noises:
+            raise ConfigError(
+                f"noises: expected none to try for {name!r}, which looks at clean images, found {', '.join(noises)}"
+            )
+        return []
+    return [noise for noise in dict.fromkeys(NOISES if noises is None else noises) if noise != present.noise]
 
 
 def _other_noise(
@@ -276,11 +288,11 @@ def _reduced(
 
 
 def _table(
-    search: Search, chosen: DetectorSettings, reference: DetectorSettings, champion: DetectorSettings, name: str
+    search: Search, chosen: DetectorSettings, reference: DetectorSettings, champion: DetectorSettings, against: str
 ) -> tuple[Candidate, ...]:
     """The choice, what it was held against, and the choice with every other value of each of its slots."""
     rows: dict[str, tuple[str, DetectorSettings]] = {}
-    for settings, text in ((chosen, "chosen"), (reference, f"present: {name}"), (champion, "best found")):
+    for settings, text in ((chosen, "chosen"), (reference, f"present: {against}"), (champion, "best found")):
         rows.setdefault(map_key(settings), (text, settings))
     for slot in ("residual", "smooth_px", "fusion", "standardise"):
         for settings in search.variants(chosen, slot):

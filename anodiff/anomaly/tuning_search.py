@@ -99,17 +99,20 @@ class Search:
         return best
 
     def guarded(
-        self, champion: DetectorSettings, reference: DetectorSettings, name: str
+        self, champion: DetectorSettings, reference: DetectorSettings, against: str
     ) -> tuple[DetectorSettings, list[str]]:
-        """The champion less what does not earn a standard error, and why in words; the reference where nothing does."""
+        """The champion less what does not earn a standard error, and why in words; the reference where nothing does.
+
+        ``against`` is the reference in words, such as "'default' cut to 4 calls".
+        """
         measure = self.measure
         gain, error = measure.gain(champion, reference)
         found = (
             f"The best settings found show planted anomalies with a pixel AP of {measure.value(champion):.3f}, "
-            f"{gain:+.3f} ± {error:.3f} from the {measure.value(reference):.3f} of {name!r}."
+            f"{gain:+.3f} ± {error:.3f} from the {measure.value(reference):.3f} of {against}."
         )
         if not gain > error:
-            return reference, [f"{found} That is no more than a standard error, so {name!r} is kept."]
+            return reference, [f"{found} That is no more than a standard error, so {against} is kept."]
         chosen = champion
         back = []
         for slot in SLOTS:
@@ -123,7 +126,7 @@ class Search:
         kept = [slot for slot in SLOTS if getattr(chosen, slot) != getattr(reference, slot)]
         sentences = [f"{found} Changed: {', '.join(kept)}."]
         if back:
-            sentences.append(f"Back to {name!r}, as the difference is within a standard error: {', '.join(back)}.")
+            sentences.append(f"Back to {against}, as the difference is within a standard error: {', '.join(back)}.")
         return chosen, sentences
 
 

@@ -18,7 +18,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from anodiff.data.readers import read_mask, split_page
+from anodiff.data.layouts.folder import walk
+from anodiff.data.readers import mark_pixels, read_mask, split_page
 from anodiff.data.table import page_paths
 from anodiff.errors import DataError, InputError
 
@@ -57,16 +58,16 @@ def shared_folders(names: Iterable[str]) -> str:
 
 
 def find_files(folder: str | os.PathLike[str], suffixes: Sequence[str], what: str) -> dict[str, list[str]]:
-    """name -> paths of the files of these extensions below `folder`, sorted; hidden files and folders are left out.
+    """name -> paths of the files of these extensions below `folder`, sorted, linked folders too; hidden ones left out.
 
     Raises:
-        DataError: there is no such folder, or no such file in it.
+        DataError: there is no such folder, no such file in it, or a folder in it that cannot be listed.
     """
     root = Path(folder)
     if not root.is_dir():
         raise DataError(f"{root}: expected a folder of {what}, found {'a file' if root.exists() else 'nothing there'}")
     found: dict[str, list[str]] = {}
-    for place, folders, names in os.walk(root):
+    for place, folders, names in walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if name.lower().endswith(tuple(suffixes)) and not name.startswith("."):
@@ -134,11 +135,12 @@ def read_map(path: str | os.PathLike[str]) -> FloatArray:
 def read_pair(map_path: str | os.PathLike[str], mask_path: str = "") -> tuple[FloatArray, BoolArray | None]:
     """(map, mask) on one grid, the mask bool (True = anomalous) and of the map's shape, None where there is none.
 
-    A mask holds 0 and 1, or 0 and its type's full range (8-bit: 128 and more is anomalous), or shares between 0 and 1.
+    What a mask may hold, and from where on it is anomalous, says `anodiff.data.readers.mark_pixels`.
 
     Raises:
-        InputError: either cannot be read; they differ in size, or lie elsewhere in space (NIfTI: a corner of the volume
-            by more than half a voxel); a NIfTI file stands against a picture, whose axes are in another order.
+        InputError: either cannot be read; the mask is a label map; they differ in size, or lie elsewhere in space
+            (NIfTI: a corner of the volume by more than half a voxel); a NIfTI file stands against a picture, whose axes
+            are in another order.
     """
     values, affine = _read(map_path)
     if not mask_path:
@@ -291,19 +293,11 @@ def _as_float(array: NDArray[Any]) -> FloatArray:
 
 
 def _as_bool(values: NDArray[Any], path: str) -> BoolArray:
-    """A mask's numbers as bool, see `read_pair`; InputError for NaN and for a label map."""
-    marked: BoolArray = values == 1
-    if values.dtype == np.bool_ or bool((marked | (values == 0)).all()):
-        return marked
-    if not np.isfinite(values).all():
-        raise InputError(f"{path}: expected a mask of finite values, found NaN or infinite ones")
-    low, high = values.min(), values.max()
-    if values.dtype.kind == "f" and low >= 0 and high <= 1:
-        return values >= 0.5
-    if low >= 0 and (high == 255 or (values.dtype == np.uint8 and high >= 128)):
-        return values >= 128
-    some = ", ".join(f"{value:g}" for value in np.unique(values)[:4])
-    raise InputError(f"{path}: expected a mask of 0 and 1 (or 0 and 255), found the values {some} ...: a label map?")
+    """A mask's numbers as bool, see `mark_pixels`; InputError for NaN, for a label map and for no numbers at all."""
+    if not values.size or not np.isfinite(values).all():
+        found = "NaN or infinite ones" if values.size else "none"
+        raise InputError(f"{path}: expected a mask of finite values, found {found}")
+    return mark_pixels(values, values.dtype, path)
 
 
 def _check_place(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +17,8 @@ OTSU_BINS = 256
 SPECKLE_SHARE = 0.1
 #: third quartile of the standard normal distribution
 NORMAL_QUARTILE = 0.6744897501960817
+#: stored types whose values have a meaning of their own: black is 0 and white the largest
+RANGED_TYPES = ("bool", "uint8", "uint16")
 
 
 class IntensitySettings(Protocol):
@@ -48,6 +50,8 @@ class PreprocessSettings(Protocol):
     @property
     def intensity(self) -> IntensitySettings: ...
     @property
+    def value_range(self) -> tuple[float, float] | None: ...
+    @property
     def foreground(self) -> str: ...
     @property
     def foreground_threshold(self) -> float: ...
@@ -70,7 +74,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Prepared:
-    """image: float32 (C, h, w), in [-1, 1] unless intensity.kind is zscore; foreground: bool (h, w), False in padding."""
+    """image: float32 (C, h, w), in [-1, 1] unless intensity.kind is zscore; foreground: bool (h, w), not in padding."""
 
     image: Tensor
     foreground: Tensor
@@ -84,7 +88,8 @@ class Preprocessor:
     where the sizes agree. ``resize="pad"`` keeps the aspect ratio, centres the image and repeats its border outside;
     ``"stretch"`` fills the grid. Intensities (settings.intensity.kind):
 
-    - ``unit_range``: the value range of the stored type to [-1, 1];
+    - ``unit_range``: the value range to [-1, 1]: ``settings.value_range``, else that of the stored type (uint8, uint16,
+      bool), else [0, 1]; an image of another type that leaves [0, 1] is refused, since what its values mean is unknown;
     - ``percentile``: the ``low`` and ``high`` percentiles of the image's foreground to -1 and 1, clipped there;
     - ``zscore``: mean 0 and deviation 1 over the foreground, clipped at +-``clip`` where that is set;
     - ``robust``: (value - median) / (``clip`` x deviation), clipped to [-1, 1]; the deviation is that of a normal
@@ -98,7 +103,11 @@ class Preprocessor:
         self.settings = settings
 
     def __call__(self, raw: RawImage) -> Prepared:
-        """Prepare one image. Raises InputError for another channel count, or intensities without any spread."""
+        """Prepare one image.
+
+        Raises InputError for another channel count, values whose range is unknown, or intensities without any spread.
+        """
+        raw = self.ranged(raw)
         pixels = select_channels(raw, self.settings.channels, self.settings.channel)
         geometry = self.geometry((pixels.shape[0], pixels.shape[1]))
         top, left, height, width = geometry.box
@@ -111,6 +120,10 @@ class Preprocessor:
         foreground = np.pad(erode(inside, self.settings.foreground_erode_px), margin, constant_values=False)
         image = torch.from_numpy(np.ascontiguousarray(planes, dtype=np.float32))
         return Prepared(image, torch.from_numpy(foreground), geometry)
+
+    def ranged(self, raw: RawImage) -> RawImage:
+        """The image with the value range that the settings give it; see :func:`with_range`."""
+        return with_range(raw, self.settings)
 
     def geometry(self, native: tuple[int, int]) -> Geometry:
         """Where an image of ``native`` = (H, W) pixels lies on the model's grid."""
@@ -138,21 +151,6 @@ class Preprocessor:
         if inner.ndim == 2:
             return resize(inner, geometry.native)
         return np.stack([resize(plane, geometry.native) for plane in inner])
-
-    def mask_forward(self, mask: np.ndarray, geometry: Geometry) -> Tensor:
-        """bool (H, W) on the native grid -> bool (h, w): True where at least half of the model's pixel is True.
-
-        Raises InputError where the mask is not of the image's size.
-        """
-        if mask.shape != geometry.native:
-            raise InputError(
-                f"expected a mask of {geometry.native[1]}x{geometry.native[0]} pixels like its image, "
-                f"found {mask.shape[1]}x{mask.shape[0]}"
-            )
-        top, left, height, width = geometry.box
-        result = np.zeros(geometry.model, dtype=bool)
-        result[top : top + height, left : left + width] = resize(mask.astype(np.float32), (height, width)) >= 0.5
-        return torch.from_numpy(result)
 
     def _foreground(self, grey: np.ndarray, raw: RawImage) -> np.ndarray:
         """bool (h, w) from the channel mean: above the threshold, holes filled, specks dropped; all True if empty."""
@@ -185,6 +183,25 @@ class Preprocessor:
         _check_spread(raw, float(spread.min()), "standard deviation")
         scores = (planes - mean[:, None, None]) / spread[:, None, None]
         return scores if intensity.clip is None else np.clip(scores, -intensity.clip, intensity.clip)
+
+
+def with_range(raw: RawImage, settings: PreprocessSettings) -> RawImage:
+    """``raw`` with the range of ``settings.value_range`` where that is set, whatever its type; else as it is.
+
+    Raises InputError for ``unit_range`` intensities where nobody says what the values mean: a type without a range of
+    its own (float, wide or signed integers) and values outside [0, 1]. Its own minimum and maximum are no answer,
+    because then the same tissue or part would look different from image to image.
+    """
+    if settings.value_range is not None:
+        low, high = settings.value_range
+        return replace(raw, low=float(low), high=float(high))
+    if settings.intensity.kind != "unit_range" or raw.dtype in RANGED_TYPES or (raw.low, raw.high) == (0.0, 1.0):
+        return raw
+    raise InputError(
+        f"{raw.path}: expected {raw.dtype} values in [0, 1] for unit_range intensities, found {raw.low:g} to "
+        f"{raw.high:g}; say what they mean with preprocess.value_range: [low, high], or train with robust or "
+        "percentile intensities"
+    )
 
 
 def robust_moments(values: np.ndarray, spread: str = "both") -> tuple[np.ndarray, np.ndarray]:

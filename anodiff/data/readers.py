@@ -39,6 +39,8 @@ _PILLOW_FORMATS: tuple[tuple[bytes, Callable[[BinaryIO], Image.Image]], ...] = (
     (b"MM\x00\x2b", TiffImagePlugin.TiffImageFile),
 )
 _NPY_MAGIC = b"\x93NUMPY"
+#: numbers up to this one are taken for classes where a mask holds them with nothing between them and its full value
+LAST_LABEL = 15
 # Modes whose samples are used as they are stored; every other mode is converted to the named one first.
 _KEEP_MODES = {"L", "RGB", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 _CONVERT = {
@@ -101,7 +103,7 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
     more than ``max_pixels`` pixels (checked before anything is decoded), NaN or infinite values, a constant image
     (nothing in it can be scored), several pages and none named.
     """
-    image = _read(path, max_pixels)
+    image = decode_image(path, max_pixels=max_pixels)
     height, width = image.pixels.shape[:2]
     if min(height, width) < MIN_SIDE:
         raise InputError(f"{path}: expected at least {MIN_SIDE}x{MIN_SIDE} pixels, found {width}x{height}")
@@ -116,18 +118,17 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
 def read_mask(
     path: str | os.PathLike[str], shape: tuple[int, int] | None = None, *, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
-    """Decode an annotation to bool (H, W), True = anomalous: values from half of the type's range on (8-bit: 128).
+    """Decode an annotation to bool (H, W), True = anomalous, by the rule of :func:`mark_pixels`.
 
-    A mask that holds only 0 and 1 is taken as it is. Of several channels the largest counts. ``shape`` is the (H, W)
-    that the image has. A path that ends in ``#nonzero`` names a map of defect classes: every value but 0 is anomalous.
+    Of several channels the largest counts. ``shape`` is the (H, W) that the image has. A path that ends in ``#nonzero``
+    names a map of defect classes: every value but 0 is anomalous.
 
-    Raises InputError for what cannot be decoded, for another size than ``shape``, and for values that reach neither
-    1 exactly nor half of the range (a label map, or a mask of another scale).
+    Raises InputError for what cannot be decoded, for another size than ``shape``, and for a label map.
     """
     text = os.fspath(path)
     any_class = text.endswith(NONZERO_MARK) and not os.path.lexists(text)
     path = text.removesuffix(NONZERO_MARK) if any_class else text
-    image = _read(path, max_pixels)
+    image = decode_image(path, max_pixels=max_pixels)
     values = image.pixels.max(axis=2)
     if shape is not None and values.shape != tuple(shape):
         raise InputError(
@@ -136,15 +137,43 @@ def read_mask(
         )
     if any_class:
         return values != 0
-    peak = float(values.max())
-    if peak == 1.0 and not np.logical_and(values != 0, values != 1).any():
-        return values == 1
-    half = max(image.high, 1.0) / 2
-    if 0 < peak < half:
-        raise InputError(
-            f"{path}: expected a mask of 0 and 1, or of 0 and {image.high:g}, found values up to {peak:g} only"
-        )
-    return values >= half
+    return mark_pixels(values, np.dtype(image.dtype), path)
+
+
+def mark_pixels(values: np.ndarray, stored: np.dtype[Any], path: object) -> np.ndarray:
+    """A mask's finite numbers of any shape as bool, True = anomalous; ``stored`` is the type that its file has.
+
+    Accepted, nothing below 0 in any of them:
+
+    - 0 and 1;
+    - 0 and one other value above 15, such as 255, or 65535 in 16 bits;
+    - shares between 0 and 1 in a floating-point type: from 0.5 on;
+    - smooth rims, in 8 and 16 unsigned bits, or in floating point up to 255: any values, from half of the range on
+      (8-bit: 128), where that is reached. Values 1 to 15 with none between 15 and the full value are no rim but
+      classes: {0, 1, 2, 255} is a label map with 255 for "ignore".
+
+    Raises InputError, which names ``path``, for everything else: label maps, other scales.
+    """
+    low, high = float(values.min()), float(values.max())
+    if stored.kind in "bf" and low >= 0 and high <= 1:
+        return np.asarray(values >= 0.5)
+    if low >= 0 and (high <= 1 or high > LAST_LABEL) and not np.logical_and(values != 0, values != high).any():
+        return np.asarray(values != 0)
+    full = {"uint8": 255.0, "uint16": 65535.0}.get(stored.name, 255.0 if stored.kind == "f" and high == 255 else 0.0)
+    if low >= 0 and full and high >= full / 2 and not _holds_labels(values, full):
+        return np.asarray(values >= full / 2)
+    found = np.unique(values)
+    some = ", ".join(f"{value:g}" for value in found[:4]) + (f" ... {found[-1]:g}" if len(found) > 4 else "")
+    raise InputError(
+        f"{path}: expected a mask of 0 and 1 (or 0 and {full or 255:g}), found the values {some}: a label map? "
+        f"(in a CSV of paths, {NONZERO_MARK} behind the mask's name makes every value but 0 anomalous)"
+    )
+
+
+def _holds_labels(values: np.ndarray, full: float) -> bool:
+    """Whether there are values 1 ... LAST_LABEL, and none between them and the full one, as a rim would have."""
+    small = np.logical_and(values > 0, values <= LAST_LABEL).any()
+    return bool(small and not np.logical_and(values > LAST_LABEL, values < full).any())
 
 
 def count_pages(path: str | os.PathLike[str]) -> int:
@@ -163,8 +192,12 @@ def count_pages(path: str | os.PathLike[str]) -> int:
         return 1
 
 
-def _read(path: str | os.PathLike[str], max_pixels: int) -> RawImage:
-    """Decode with no judgement of the content except that every value is finite."""
+def decode_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> RawImage:
+    """Decode as ``read_image`` does, with no judgement of the content except that every value is finite.
+
+    A constant image and one of few pixels are decoded: a mask, or a slice of a volume, may be either. Raises
+    InputError for everything else that ``read_image`` refuses.
+    """
     name, page = split_page(path)
     try:
         if split_index(path)[2] is not None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from anodiff.diffusion.adapters import wrap_diffusers, wrap_monai
 from anodiff.diffusion.denoiser import Denoiser
-from anodiff.diffusion.noise import FAMILIES, NoiseSource, image_keys, make_source, sample_noise
+from anodiff.diffusion.noise import FAMILIES, image_keys, sample_noise
 from anodiff.diffusion.objective import (
+    Fixed,
     LogNormal,
     LogUniform,
     SigmaDistribution,
@@ -15,9 +16,11 @@ from anodiff.diffusion.objective import (
     loss_weight,
     sigma_distribution,
     stratified_uniform,
+    within_foreground,
 )
 from anodiff.diffusion.samplers import (
     SAMPLERS,
+    NoiseSource,
     StepState,
     invert,
     nfe,
@@ -41,6 +44,7 @@ __all__ = [
     "SAMPLERS",
     "SCHEDULES",
     "Denoiser",
+    "Fixed",
     "LogNormal",
     "LogUniform",
     "NoiseSchedule",
@@ -57,7 +61,6 @@ __all__ = [
     "log_grid",
     "loss_weight",
     "make_schedule",
-    "make_source",
     "nfe",
     "sample_ancestral",
     "sample_ddim",
@@ -67,6 +70,7 @@ __all__ = [
     "sigma_distribution",
     "step_grid",
     "stratified_uniform",
+    "within_foreground",
     "wrap_diffusers",
     "wrap_monai",
 ]

@@ -1,4 +1,4 @@
-"""Noise families: Gaussian, simplex and pyramid noise, a pure function of (key, level, draw, channel, voxel).
+"""Noise families: Gaussian, simplex, pyramid and coarse noise, a pure function of (key, level, draw, channel, voxel).
 
 The key of an image is a hash of its pixels and the user's seed, so its noise depends on nothing else: not on its file
 name, its batch mates, their order, the shard, or the window in which a large image is worked through. All arithmetic
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Callable
 from itertools import product
 
 import torch
@@ -20,15 +19,18 @@ from anodiff.diffusion import simplex
 from anodiff.diffusion.philox import Words, normals, philox, split_key
 from anodiff.errors import ConfigError
 
-FAMILIES = ("gaussian", "simplex", "pyramid")
-NoiseSource = Callable[[int], Tensor]
+FAMILIES = ("gaussian", "simplex", "pyramid", "coarse")
 
 PYRAMID_CELLS = (1, 2, 4, 8, 16, 32, 64)  # px between the random numbers of each level
 PYRAMID_PERSISTENCE = 0.8  # amplitude of a level relative to the next finer one
+COARSE_CELL = 8  # px between the random numbers of coarse noise: 16 of them across 128 px, as published
+COARSE_VARIANCE = 43 / 64  # what linear interpolation leaves of variance 1, an axis, averaged over the 8 shifts
 
 _STREAM_GAUSSIAN = 0
 _STREAM_PYRAMID = 32  # + level
 _STREAM_SIMPLEX = 64  # + octave
+_STREAM_COARSE = 128
+_STREAM_SHIFT = 129
 _BLOCKS_AT_ONCE = {"cpu": 1 << 14, "other": 1 << 22}  # counters hashed together: what the cache holds; few launches
 _FIELDS_AT_ONCE = 64
 
@@ -58,13 +60,16 @@ def sample_noise(
     """Noise (N, C, *spatial) on the device of ``keys``, for spatial of rank 2 or 3.
 
     family: "gaussian"; "simplex" (OpenSimplex-type octaves, see :mod:`anodiff.diffusion.simplex`); "pyramid" (Gaussian
-            noise at cells of 1, 2, 4, ... 64 px, each level 0.8 of the next finer one).
+            noise at cells of 1, 2, 4, ... 64 px, each level 0.8 of the next finer one); "coarse" (Gaussian numbers 8 px
+            apart, interpolated linearly and shifted at random: what denoising auto-encoders for anomaly detection are
+            trained on, Kascenas et al. 2022).
     keys:   (N,) int64, one an image, see :func:`image_keys`.
     shape:  (C, *spatial) of the result.
     level:  index of the noise level, and draw: index of the draw at that level; a number or one an image (N,).
             Other numbers give independent noise. 0 <= level < 2^24, 0 <= draw < 2^32.
     scale:  "unit": variance 1 at every voxel. "published": simplex noise keeps the amplitude that AnoDDPM trains with
-            (standard deviation about 0.51); no difference for the other families.
+            (standard deviation about 0.51), coarse noise that of interpolated numbers of variance 1 (0.67 in 2-D); no
+            difference for the other families.
     origin: global index of the first voxel, for a window of a larger image; None is the image's own corner.
 
     Raises ConfigError for an unknown family or scale, a wrong rank, or an origin below 0.
@@ -77,15 +82,11 @@ def sample_noise(
         return _gaussian(rows, channels, spatial, start, _STREAM_GAUSSIAN).to(dtype)
     if family == "pyramid":
         return _pyramid(rows, channels, spatial, start).to(dtype)
+    if family == "coarse":
+        field = _coarse(rows, channels, spatial, start)
+        return (field if scale == "published" else field / COARSE_VARIANCE ** (len(spatial) / 2)).to(dtype)
     noise = _simplex(rows, channels, spatial, start)
     return (noise * simplex.PUBLISHED_STD if scale == "published" else noise).to(dtype)
-
-
-def make_source(
-    family: str, keys: Tensor, shape: tuple[int, ...], *, scale: str = "unit", level: int | Tensor = 0
-) -> NoiseSource:
-    """The noise of each step of a sampler: ``source(draw)`` is :func:`sample_noise` (N, C, *spatial) of that draw."""
-    return lambda draw: sample_noise(family, keys, shape, level=level, draw=draw, scale=scale)
 
 
 class _Rows:
@@ -156,6 +157,27 @@ def _interpolate(field: Tensor, axis: int, position: Tensor, cell: int, first: i
     shape = (-1,) + (1,) * (field.ndim - 1 - axis)
     left, right = ((w / norm).float().view(shape) for w in (1 - share, share))
     return field.index_select(axis, index) * left + field.index_select(axis, index + 1) * right
+
+
+def _coarse(rows: _Rows, channels: int, spatial: tuple[int, ...], start: tuple[int, ...]) -> Tensor:
+    """A linearly interpolated lattice of standard normals, shifted by 0 to 7 px an axis, alike for all channels."""
+    device, rank = rows.keys.device, len(spatial)
+    origin = torch.zeros((), dtype=torch.int64, device=device)
+    shift = torch.stack(rows.words(slice(None), 0, origin, origin, _STREAM_SHIFT)[:rank], dim=1) % COARSE_CELL
+    low = tuple(s // COARSE_CELL for s in start)
+    size = tuple(
+        (s + n + COARSE_CELL - 2) // COARSE_CELL + 2 - first for s, n, first in zip(start, spatial, low, strict=True)
+    )
+    field = _gaussian(rows, channels, size, low, _STREAM_COARSE)
+    for axis in reversed(range(rank)):  # the innermost axis first, as in pyramid noise
+        position = torch.arange(start[axis], start[axis] + spatial[axis], device=device) + shift[:, axis, None]
+        sides = (1,) * (axis + 1), (1,) * (rank - 1 - axis)
+        index = (position // COARSE_CELL - low[axis]).view(len(rows), *sides[0], -1, *sides[1])
+        share = ((position % COARSE_CELL).float() / COARSE_CELL).view(index.shape)
+        index = index.expand(-1, *field.shape[1 : axis + 2], -1, *field.shape[axis + 3 :])
+        left, right = field.gather(axis + 2, index), field.gather(axis + 2, index + 1)
+        field = left * (1 - share) + right * share
+    return field
 
 
 def _simplex(rows: _Rows, channels: int, spatial: tuple[int, ...], start: tuple[int, ...]) -> Tensor:

@@ -17,6 +17,9 @@ from torch import Tensor
 from anodiff.diffusion.schedule import NoiseSchedule
 from anodiff.errors import ConfigError
 
+#: share of an image's range above its darkest value that still counts as background
+BACKGROUND_SHARE = 0.05
+
 
 class SigmaDistribution(Protocol):
     """A distribution of noise levels, given by its quantile function."""
@@ -57,6 +60,21 @@ class LogUniform:
 
 
 @dataclass(frozen=True)
+class Fixed:
+    """One noise level and no other: a denoising auto-encoder, whose network never needs to know the level."""
+
+    sigma: float = 0.4
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma < math.inf:
+            raise ConfigError(f"need 0 < sigma, found {self.sigma:g}")
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """The level, whatever the probability."""
+        return torch.full_like(u, self.sigma, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
 class UniformStep:
     """Step t uniform on ``first``..``last`` (default 1..T) of a schedule, as DDPM networks are trained (Ho et al.)."""
 
@@ -81,15 +99,20 @@ class UniformStep:
         return self.schedule.sigmas.to(u.device)[self.first - 1 + offset]
 
 
-SIGMA_DISTRIBUTIONS = ("lognormal", "loguniform", "uniform-t")
+SIGMA_DISTRIBUTIONS = ("lognormal", "loguniform", "fixed", "uniform-t")
 
 
 def sigma_distribution(name: str, schedule: NoiseSchedule | None = None, **options: float) -> SigmaDistribution:
-    """Distribution by name: "lognormal" (mean, std), "loguniform" (sigma_min, sigma_max), "uniform-t" (first, last).
+    """Distribution by name: "lognormal" (mean, std), "loguniform" (sigma_min, sigma_max), "fixed" (sigma), "uniform-t"
+    (first, last).
 
     "uniform-t" needs the schedule. Raises ConfigError for an unknown name or option.
     """
-    makers: dict[str, Callable[..., SigmaDistribution]] = {"lognormal": LogNormal, "loguniform": LogUniform}
+    makers: dict[str, Callable[..., SigmaDistribution]] = {
+        "lognormal": LogNormal,
+        "loguniform": LogUniform,
+        "fixed": Fixed,
+    }
     try:
         if name in makers:
             return makers[name](**options)
@@ -142,6 +165,18 @@ def loss_weight(name: str, sigma: Tensor, *, sigma_data: float = 0.5, gamma: flo
         nearest = difflib.get_close_matches(name, LOSS_WEIGHTS, n=1, cutoff=0.0)[0]
         raise ConfigError(f"unknown loss weight {name!r}; did you mean {nearest!r}? (known: {', '.join(LOSS_WEIGHTS)})")
     return LOSS_WEIGHTS[name](sigma.double(), sigma_data, gamma)
+
+
+def within_foreground(noise: Tensor, clean: Tensor) -> Tensor:
+    """Noise (N, C, *S), zero where the clean image (N, C, *S) is background: within 5 % of its range above its darkest.
+
+    A denoising auto-encoder is asked about clean images. Their background is as clean as in training only if it was
+    clean there too (Kascenas et al. 2022).
+    """
+    grey = clean.mean(dim=1, keepdim=True)
+    axes = tuple(range(1, clean.ndim))
+    darkest, brightest = grey.amin(dim=axes, keepdim=True), grey.amax(dim=axes, keepdim=True)
+    return noise * (grey > darkest + BACKGROUND_SHARE * (brightest - darkest))
 
 
 def denoising_loss(

@@ -149,7 +149,7 @@ def quote_cell(text: str) -> str:
 
 
 def unquote_cell(text: str) -> str:
-    """Undoes `quote_cell` exactly."""
+    """The text that `quote_cell` made this of."""
     return text[1:] if _QUOTED.match(text) else text
 
 

@@ -21,7 +21,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from anodiff.engine.files import storage_errors
 from anodiff.engine.progress import Progress
-from anodiff.engine.store import Item, ResultStore
+from anodiff.engine.store import Item
 from anodiff.errors import AnodiffError, ConfigError, ModelFileError, StorageError
 
 Loaded = TypeVar("Loaded")
@@ -43,6 +43,19 @@ class Job(Protocol[Loaded, Computed]):
 
     def write(self, item: Item, computed: Computed) -> Mapping[str, Any]:
         """Writes the files of one result atomically -> its row: columns, and "files", their paths below the folder."""
+
+
+class Record(Protocol):
+    """What the loop needs of a store; see `ResultStore`."""
+
+    def begin(self, items: Sequence[Item]) -> set[str]:
+        """Ids that need no work."""
+
+    def record(self, item: Item, row: Mapping[str, Any], stamp: str) -> None:
+        """Keeps one row."""
+
+    def counts(self) -> dict[str, int]:
+        """Number of kept rows by status."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +90,14 @@ class Summary:
         parts = [f"{self.ok} ok", f"{self.failed} failed"]
         parts += [f"{self.skipped} skipped"] if self.skipped else []
         parts += [f"{self.resumed} of them from an earlier run"] if self.resumed else []
-        speed = f"{self.images_per_second:.3g} images/s, device busy {self.device_busy_share:.0%}"
+        speed = f"{self.images_per_second:.3g} images/s end to end, device busy {self.device_busy_share:.0%}"
         return f"{', '.join(parts)}; {speed}{'; interrupted' if self.interrupted else ''}"
 
 
 def run_job(
     job: Job[Loaded, Computed],
     items: Sequence[Item],
-    store: ResultStore,
+    store: Record,
     *,
     workers: int = 2,
     batch_size: int = 16,
@@ -204,7 +217,7 @@ def _compute(job: Job[Loaded, Computed], batch: list[Loaded]) -> list[Computed |
 class _Writers:
     """Threads that write results and record their rows, fed by a bounded queue."""
 
-    def __init__(self, job: Job[Any, Any], store: ResultStore, progress: Progress, threads: int, depth: int) -> None:
+    def __init__(self, job: Job[Any, Any], store: Record, progress: Progress, threads: int, depth: int) -> None:
         self._job, self._store, self._progress = job, store, progress
         self._queue: queue.Queue[tuple[Item, str, Any] | None] = queue.Queue(maxsize=depth)
         self._error: BaseException | None = None

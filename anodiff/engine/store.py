@@ -160,6 +160,13 @@ class ResultStore:
         with self._lock, _sqlite_errors(self.folder), self._connection:
             self._connection.execute("INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?)", values)
 
+    def amend(self, item: Item, row: Mapping[str, Any]) -> None:
+        """Replaces the content of a recorded row, not its stamp: a later step has added to what was done then."""
+        kept = {name: value for name, value in row.items() if name != "files"}
+        values = (json.dumps(kept), json.dumps(list(row.get("files", ()))), item.id)
+        with self._lock, _sqlite_errors(self.folder), self._connection:
+            self._connection.execute("UPDATE results SET row = ?, files = ? WHERE id = ?", values)
+
     def rows(self, items: Iterable[Item]) -> Iterator[Row]:
         """Recorded rows in the order of `items`; items without one are left out. "files" is put back into the row."""
         found = {id_: (row, files) for id_, row, files in self._select("SELECT id, row, files FROM results")}

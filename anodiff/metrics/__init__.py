@@ -9,7 +9,7 @@ from anodiff.metrics.collect import Pools, pool_maps
 from anodiff.metrics.evaluate import curves_of, evaluate_maps, evaluate_pools
 from anodiff.metrics.lesions import Froc, FrocCounter, froc, lesion_sensitivity, sensitivity_by_size
 from anodiff.metrics.overlap import dice_at_threshold, iou_at_threshold, max_dice, oracle_f1, oracle_max_dice
-from anodiff.metrics.pools import ImagePool, PixelPool
+from anodiff.metrics.pools import CutPool, ImagePool, PixelPool
 from anodiff.metrics.ranking import (
     RankCounts,
     auroc,
@@ -26,6 +26,7 @@ from anodiff.metrics.thresholds import threshold_at_fpr, thresholds_on_normals
 
 __all__ = [
     "Aupimo",
+    "CutPool",
     "ExactMetrics",
     "Froc",
     "FrocCounter",

@@ -78,8 +78,9 @@ def paired_bootstrap(a: Pool, b: Pool, metric: str, n_boot: int = 1000, seed: in
     """Difference `metric`(a) - `metric`(b) of two methods on the *same* images, groups drawn alike for both.
 
     Args:
-        a, b: two ImagePools, PixelPools or RegionPools of the same images, masks and groups.
-        metric: "auroc", "ap" or "max_dice"; "aupro", "aupro_005" or "aupimo" of RegionPools.
+        a, b: two ImagePools, PixelPools, CutPools or RegionPools of the same images, masks and groups.
+        metric: "auroc", "ap" or "max_dice"; "dice" or "iou" of CutPools; "aupro", "aupro_005" or "aupimo" of
+            RegionPools.
 
     Returns:
         {metric, a, b, difference, ci95: [low, high], p, n_groups, reason}: exact values of both methods and their

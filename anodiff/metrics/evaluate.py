@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from anodiff.metrics.bootstrap import bootstrap_intervals, group_weights, interval_of
 from anodiff.metrics.breakdown import per_class, per_lesion_size
 from anodiff.metrics.collect import MapItem, Pools, pool_maps
-from anodiff.metrics.overlap import dice, iou
-from anodiff.metrics.pools import Pool
+from anodiff.metrics.pools import CutPool, Pool
 from anodiff.metrics.ranking import precision_recall_curve, roc_curve, why_undefined
 
 __all__ = ["CurvePoints", "MapItem", "Pools", "curves_of", "evaluate_maps", "evaluate_pools", "pool_maps"]
@@ -174,16 +173,13 @@ def _at_threshold(
         for key in keys:
             _note(key, reason, None, reasons)
         return dict.fromkeys((each for key in keys for each in (key, f"{key}_ci95")), None)
-    hits, predicted = pixels.above(threshold)
+    cut = CutPool(pixels, threshold)
     found = regions.found_by_group(threshold)
-    totals = int(hits.sum()), int(predicted.sum()), pixels.counts.positives
-    exact = (dice(*totals), iou(*totals), int(found.sum()) / len(regions.sizes))
+    exact = (cut.value("dice"), cut.value("iou"), int(found.sum()) / len(regions.sizes))
     drawn = group_weights(len(pixels.groups), n_boot, seed)
     with np.errstate(invalid="ignore", divide="ignore"):
-        positives = (drawn @ pixels.group_positives).astype(np.float64)
-        positives[positives == 0] = np.nan
-        dices = 2 * (drawn @ hits) / (drawn @ predicted + positives)
-        resampled = (dices, dices / (2 - dices), (drawn @ found) / (drawn @ regions.group_regions))
+        sensitivities = (drawn @ found) / (drawn @ regions.group_regions)
+    resampled = (*cut.resampled(("dice", "iou"), drawn).values(), sensitivities)
     out: dict[str, Any] = {}
     for key, value, values in zip(keys, exact, resampled, strict=True):
         interval = interval_of(values, len(pixels.groups))

@@ -2,21 +2,23 @@
 
 `ImagePool` holds one score an image, `PixelPool` every pixel of every map. Both answer the same two questions: the
 exact `value(metric)`, and `resampled(metrics, weights)`, the metrics when group g is drawn weights[b, g] times.
-Metrics are "auroc", "ap" and "max_dice". `RegionPool` (regionpool.py) answers them for AUPRO and AUPIMO.
+Metrics are "auroc", "ap" and "max_dice". `CutPool` answers them for "dice" and "iou" of pixels above a threshold,
+`RegionPool` (regionpool.py) for AUPRO and AUPIMO.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from anodiff.metrics.overlap import dice, max_dice
+from anodiff.metrics.overlap import dice, iou, max_dice
 from anodiff.metrics.ranking import FloatArray, RankCounts, rank_counts
 
 Counts = NDArray[np.float64]
+T = TypeVar("T")
 
 
 class Pool(Protocol):
@@ -196,11 +198,6 @@ class PixelPool:
         """`binning_error` of counts that `resample` gave."""
         return binning_error(metric, positive, negative, self.single_valued)
 
-    def dice_at(self, threshold: float) -> float | None:
-        """Exact pooled Dice of (value > threshold); None without an anomalous pixel."""
-        hits, predicted = self.above(threshold)
-        return dice(int(hits.sum()), int(predicted.sum()), self.counts.positives)
-
     def above(self, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """For each group (anomalous pixels above the threshold, all pixels above it), (n_groups,) each."""
         hits = np.zeros(len(self.groups), dtype=np.int64)
@@ -217,6 +214,37 @@ class PixelPool:
             starts = np.searchsorted(values, self.edges)
             bins[group] += np.diff(starts, append=values.size)[::-1].astype(np.uint32)
         return bins
+
+
+class CutPool:
+    """Pooled "dice" and "iou" of value > threshold, which was set on normals; resamples are exact.
+
+    Attributes:
+        hits, predicted: (n_groups,) anomalous pixels above the threshold, all pixels above it.
+    """
+
+    def __init__(self, pixels: PixelPool, threshold: float) -> None:
+        self.groups = pixels.groups
+        self.group_positives, self.group_negatives = pixels.group_positives, pixels.group_negatives
+        self.hits, self.predicted = pixels.above(threshold)
+
+    def value(self, metric: str) -> float | None:
+        """Over all pixels; None without an anomalous one."""
+        counts = int(self.hits.sum()), int(self.predicted.sum()), int(self.group_positives.sum())
+        return _cut_metric(metric, dice(*counts), iou(*counts))
+
+    def resampled(self, metrics: tuple[str, ...], weights: NDArray[Any]) -> dict[str, Counts]:
+        """Each metric, (n_boot,), when group g is drawn weights[b, g] times; NaN where no anomalous pixel is drawn."""
+        positives = (weights @ self.group_positives).astype(np.float64)
+        positives[positives == 0] = np.nan
+        dices = 2 * (weights @ self.hits) / (weights @ self.predicted + positives)
+        return {metric: _cut_metric(metric, dices, dices / (2 - dices)) for metric in metrics}
+
+
+def _cut_metric(metric: str, dices: T, ious: T) -> T:
+    if metric not in ("dice", "iou"):
+        raise ValueError(f"metric must be dice or iou, found {metric!r}")
+    return dices if metric == "dice" else ious
 
 
 def _pooled(images: Sequence[FloatArray]) -> FloatArray:

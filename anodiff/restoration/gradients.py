@@ -27,7 +27,7 @@ class GradientDenoiser(InferenceDenoiser):
     def linearise(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Pullback]:
         """D(x, sigma) (N, C, *S) float32 and the map v -> J'v, J = dD/dx; the network runs forward once.
 
-        The graph lives as long as the map does. x and sigma as for a call.
+        The graph lives as long as the map does. x, sigma and v as for a call, on any device; results are on its own.
         """
         rows, batch = x.shape[0], self.network_batch
         x = x.to(self.device, torch.float32)
@@ -53,7 +53,8 @@ class GradientDenoiser(InferenceDenoiser):
 
         def pull(v: Tensor) -> Tensor:
             with torch.inference_mode(False), self._context():
-                whole = torch.cat([v.float(), v.new_zeros(self.network_batch - rows, *v.shape[1:]).float()])
+                v = v.to(self.device, torch.float32)
+                whole = torch.cat([v, v.new_zeros(self.network_batch - rows, *v.shape[1:])])
                 return torch.autograd.grad(out, leaf, whole, retain_graph=True)[0][:rows]
 
         return out.detach()[:rows], pull

@@ -1,13 +1,13 @@
-"""The way back of intensities: from the model's range to the values that the image's file holds."""
+"""The way back of intensities, and what of an image is background or not to be looked at."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anodiff.data.preprocess import Preprocessor, resize, robust_moments, select_channels
+from anodiff.data.preprocess import RANGED_TYPES, Preprocessor, resize, robust_moments, select_channels
 from anodiff.data.readers import RawImage
 
 
@@ -36,9 +36,8 @@ def intensity_of(raw: RawImage, preprocessor: Preprocessor) -> Intensity:
     if intensity.kind == "unit_range":
         half = (raw.high - raw.low) / 2
         return Intensity(np.full(channels, raw.low + half), np.full(channels, half))
-    _, _, height, width = preprocessor.geometry((pixels.shape[0], pixels.shape[1])).box
-    planes = np.stack([resize(plane, (height, width)) for plane in np.moveaxis(pixels, 2, 0)])
-    values = planes[:, preprocessor._foreground(planes.mean(axis=0), raw)]
+    planes, inside = _inside(raw, preprocessor)
+    values = planes[:, inside]
     if intensity.kind == "percentile":
         low, high = np.percentile(values, [intensity.low, intensity.high], axis=1)
         return Intensity((high + low).astype(np.float64) / 2, (high - low).astype(np.float64) / 2)
@@ -46,3 +45,42 @@ def intensity_of(raw: RawImage, preprocessor: Preprocessor) -> Intensity:
         centre, spread = robust_moments(values, intensity.spread)
         return Intensity(centre, float(intensity.clip or 1) * spread)
     return Intensity(values.mean(axis=1, dtype=np.float64), values.std(axis=1, dtype=np.float64))
+
+
+def background_of(raw: RawImage, preprocessor: Preprocessor) -> NDArray[np.bool_]:
+    """bool (h, w) on the model's grid: outside the foreground before that is eroded, and not in the padding."""
+    geometry = preprocessor.geometry((raw.pixels.shape[0], raw.pixels.shape[1]))
+    top, left, height, width = geometry.box
+    background = np.zeros(geometry.model, dtype=bool)
+    background[top : top + height, left : left + width] = ~_inside(preprocessor.ranged(raw), preprocessor)[1]
+    return background
+
+
+def without(raw: RawImage, mask: NDArray[np.bool_]) -> RawImage:
+    """The image as if nobody knew what it holds where the mask (H, W) is True: the nearest other pixel is there.
+
+    So neither the statistics of the intensities, nor the foreground, nor a pixel beside the mask after resizing depend
+    on what was there; nor does the value range of a type that has none of its own.
+    """
+    from scipy import ndimage
+
+    if not mask.any():
+        return raw
+    if mask.all():
+        return replace(raw, pixels=np.full_like(raw.pixels, raw.low))
+    rows, columns = ndimage.distance_transform_edt(mask, return_distances=False, return_indices=True)
+    pixels = raw.pixels[rows, columns]
+    low, high = raw.low, raw.high
+    if raw.dtype not in RANGED_TYPES:
+        low, high = float(pixels.min()), float(pixels.max())
+        low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
+    return replace(raw, pixels=pixels, low=low, high=high)
+
+
+def _inside(raw: RawImage, preprocessor: Preprocessor) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Planes (C, h, w) of a ranged image on the model's grid, without padding, and its foreground before erosion."""
+    settings = preprocessor.settings
+    pixels = select_channels(raw, settings.channels, settings.channel)
+    _, _, height, width = preprocessor.geometry((pixels.shape[0], pixels.shape[1])).box
+    planes = np.stack([resize(plane, (height, width)) for plane in np.moveaxis(pixels, 2, 0)])
+    return planes, preprocessor._foreground(planes.mean(axis=0), raw)

@@ -13,6 +13,10 @@ from torch import Tensor
 NORMAL_MEDIAN, RAYLEIGH_MEDIAN = 0.6744897501960817, math.sqrt(2 * math.log(2))
 #: fewer background voxels say nothing of the noise
 FEWEST_BACKGROUND = 64
+#: estimated levels lie on a grid of so many a doubling, 2^(k / 8): images of about one noise share a chain
+LEVELS_A_DOUBLING = 8
+#: no estimate is below this
+LOWEST_LEVEL = 0.002
 #: up to this signal-to-noise ratio the Rician inverse is a table, above it its own limit
 RICIAN_TABLE_END, RICIAN_TABLE_SIZE = 12.0, 481
 
@@ -36,18 +40,48 @@ def estimate_sigma(images: Tensor, foreground: Tensor | None = None) -> Tensor:
     return torch.stack(found)
 
 
-def estimate_rician_sigma(images: Tensor, foreground: Tensor, zero: Tensor) -> Tensor:
-    """(N,) deviation of the two channels behind a magnitude image, from its background, where only noise is.
+def estimate_rician_sigma(
+    images: Tensor, foreground: Tensor, zero: Tensor, background: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(N,) deviation of the two channels behind a magnitude image, and (N,) bool: whether its background told it.
 
-    ``zero`` (N,): the value that magnitude 0 has. Where the background is small or was set to 0, the foreground's
-    estimate is taken, as for Gaussian noise.
+    The median of the ``background`` (N, *S) bool, where only noise is; None is all outside the ``foreground``.
+    ``zero`` (N,): the value that magnitude 0 has. Where the background is small, was set to one value, or half of it
+    and more lies on the lowest value that the intensities were clipped to, the foreground's estimate is taken, as for
+    Gaussian noise. A clip below the median does not change it.
     """
     found = estimate_sigma(images, foreground)
+    told = torch.zeros(len(images), dtype=torch.bool)
+    outside = ~foreground if background is None else background
     for i, image in enumerate(images.detach().double().cpu()):
-        outside = (image - float(zero[i]))[:, ~foreground[i].cpu()]
-        if outside.numel() >= FEWEST_BACKGROUND and outside.median() > 0:
-            found[i] = outside.median() / RAYLEIGH_MEDIAN
-    return found
+        values = image[:, outside[i].cpu()]
+        if values.numel() < FEWEST_BACKGROUND:
+            continue
+        median = values.median()
+        if median > image.min() and median > float(zero[i]):
+            found[i], told[i] = (median - float(zero[i])) / RAYLEIGH_MEDIAN, True
+    return found, told
+
+
+def round_levels(levels: Tensor) -> Tensor:
+    """The nearest levels of the fixed grid 2^(k / LEVELS_A_DOUBLING), at most 4.5 % away."""
+    return torch.exp2((levels.log2() * LEVELS_A_DOUBLING).round() / LEVELS_A_DOUBLING)
+
+
+def estimate_levels(
+    images: Tensor, noise: str, foreground: Tensor | None, background: Tensor | None, zero: Tensor
+) -> tuple[Tensor, tuple[str, ...]]:
+    """(N,) levels of "gaussian" or "rician" noise, on the fixed grid, and where each is from: "foreground" or
+    "background". None is everything for the foreground, and what is not foreground for the background."""
+    told = torch.zeros(len(images), dtype=torch.bool)
+    if noise == "rician":
+        everywhere = torch.ones((len(images), *images.shape[2:]), dtype=torch.bool)
+        inside = everywhere if foreground is None else foreground
+        level, told = estimate_rician_sigma(images, inside, zero, background)
+    else:
+        level = estimate_sigma(images, foreground)
+    # An image without noise is handed to a denoiser that changes next to nothing.
+    return round_levels(level.clamp(min=LOWEST_LEVEL)), tuple("background" if each else "foreground" for each in told)
 
 
 def stabilise_rician(magnitude: Tensor) -> Tensor:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from anodiff.diffusion import SAMPLERS, image_keys, karras_grid, log_grid, make_schedule
 from anodiff.errors import ConfigError, InputError
-from anodiff.restoration.chains import BESIDE, SIGMA_MIN, Rows, number_keys, run_chains, trained_levels
+from anodiff.restoration.arguments import check_denoising, check_images, column, positive, shape_of, solver_name
+from anodiff.restoration.chains import BESIDE, Rows, number_keys, run_chains, trained_levels
 from anodiff.restoration.gradients import GradientDenoiser
 from anodiff.restoration.noise_level import (
-    estimate_rician_sigma,
-    estimate_sigma,
+    estimate_levels,
     stabilise_poisson,
     stabilise_rician,
     unstabilise_poisson,
@@ -28,7 +28,6 @@ from anodiff.restoration.uncertainty import tweedie_deviation
 
 STEPS = 32
 GRIDS: dict[str, Callable[..., Tensor]] = {"karras": karras_grid, "log": log_grid}
-NOISES = ("gaussian", "rician", "poisson")
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,7 @@ class Restored:
         samples: (N, K, C, *S), where more than one was asked for, or samples of a denoised image.
         uncertainty: (N, C, *S) standard deviation at each voxel, where known.
         sigma: (N,) float64, the noise level that was given or found.
+        sigma_from: where each level comes from: "given", "foreground" or "background" (see ``noise_level``).
     """
 
     images: Tensor
@@ -49,6 +49,7 @@ class Restored:
     samples: Tensor | None = None
     uncertainty: Tensor | None = None
     sigma: Tensor | None = None
+    sigma_from: tuple[str, ...] | None = None
 
 
 class Restorer:
@@ -99,7 +100,7 @@ class Restorer:
         self.family = getattr(diffusion, "noise", "gaussian")
         self.scale = getattr(diffusion, "noise_scale", "unit")
         self.sigma_data = getattr(model.denoiser, "sigma_data", 0.5)
-        self._shape = _shape_of(config)
+        self._shape = shape_of(config)
         self._schedule = getattr(model, "schedule", None) or getattr(model.denoiser, "schedule", None)
         self.sigma_max, self.sigma_min = trained_levels(diffusion, self._schedule)
 
@@ -142,6 +143,7 @@ class Restorer:
         samples: int = 0,
         uncertainty: bool = False,
         foreground: Tensor | None = None,
+        background: Tensor | None = None,
         zero: float | Tensor = -1.0,
         gain: float | Tensor | None = None,
         seed: int | None = None,
@@ -152,46 +154,53 @@ class Restorer:
         mixed in, each a chain from the image's own level down.
 
         Args:
-            sigma: noise level in the units of x, a number or (N,); None estimates it (see ``noise_level``).
+            sigma: noise level in the units of x, a number or (N,); None estimates it (see ``noise_level``), on a fixed
+                grid of 8 levels a doubling. Not of "poisson", where ``gain`` is the level.
             noise: "gaussian"; "rician" for magnitude MRI; "poisson" for counts. The last two are first made Gaussian.
             samples: how many samples of the posterior ("gaussian" only); from 2 on ``uncertainty`` is their deviation.
-            uncertainty: the deviation by Tweedie's formula instead, sigma sqrt(diag dD/dx), for 16 gradients a channel.
-            foreground: (N, *S) bool, where the noise is measured; "rician" measures it outside.
+            uncertainty: the deviation by Tweedie's formula instead, sigma sqrt(diag dD/dx), for one more call and 16
+                gradients a channel (64 in 3-D); "gaussian" only.
+            foreground: (N, *S) bool, where the noise is measured.
+            background: (N, *S) bool, where "rician" measures it; None is all outside the foreground.
             zero: the value of x for no signal, of "rician" and "poisson"; a number or (N,).
             gain: counts per unit of x, of "poisson"; a number or (N,).
+            seed: of the samples, and of the signs that probe the uncertainty.
 
         Raises:
-            ConfigError: an unknown noise, a level that is not positive, or samples of other than Gaussian noise.
-            InputError: pixels that are not finite.
+            ConfigError: an unknown noise, a level or gain that is not positive, an argument that this noise has no use
+                for, or samples from a level above ``sigma_max``.
+            InputError: pixels that are not finite, or samples from an estimated level above ``sigma_max``.
         """
-        _check(x)
-        if noise not in NOISES:
-            raise ConfigError(f"noise: expected one of {', '.join(NOISES)}, found {noise!r}")
-        if samples and noise != "gaussian":
-            raise ConfigError(f"samples: expected Gaussian noise, found {noise!r}, of which only the estimate is known")
-        if noise == "poisson" and gain is None:
-            raise ConfigError("noise 'poisson': expected a gain (counts per unit of the image), found none")
-        base = _column(zero, x)
-        level = self._level(x, sigma, noise, foreground, base)
+        check_images(x)
+        check_denoising(noise, sigma is not None, samples, uncertainty, gain is not None)
+        base = column(zero, x)
+        level, told = torch.ones(len(x), dtype=torch.float64), ("given",) * len(x)
+        if sigma is not None:
+            level = positive(sigma, x, "sigma")
+        elif noise != "poisson":
+            level, told = estimate_levels(x, noise, foreground, background, base)
+        if samples:
+            self.check_level(float(level.max()), None if sigma is not None else "an estimate")
         view = (-1,) + (1,) * (x.ndim - 1)
         width = level.to(x.device, torch.float32).reshape(view)
         floor = base.to(x.device, torch.float32).reshape(view)
         if noise == "rician":
             estimate, nfe = self._estimate(floor + width * stabilise_rician((x - floor) / width), level)
             images = floor + width * unstabilise_rician((estimate - floor) / width)
-            return Restored(images, nfe, sigma=level)
+            return Restored(images, nfe, sigma=level, sigma_from=told)
         if noise == "poisson":
-            return self._counts(x, floor, _column(gain, x).to(x.device, torch.float32).reshape(view))
+            return self._counts(x, floor, positive(gain, x, "gain").to(x.device, torch.float32).reshape(view))
         images, nfe = self._estimate(x, level)
         drawn, deviation, gradients = None, None, 0
+        keys = image_keys(x, self.seed if seed is None else seed)
         if samples:
-            keys = image_keys(x, self.seed if seed is None else seed)
             drawn, calls = self._samples(x, level, keys, samples)
             nfe += samples * calls
             deviation = drawn.std(dim=1) if samples > 1 else None
         if uncertainty and deviation is None:
-            deviation, gradients = tweedie_deviation(self.denoiser, x, level, image_keys(x, self.seed))
-        return Restored(images, nfe, gradients, drawn, deviation, level)
+            deviation, gradients = tweedie_deviation(self.denoiser, x, level, keys)
+            nfe += 1
+        return Restored(images, nfe, gradients, drawn, deviation, level, told)
 
     def inpaint(
         self,
@@ -254,10 +263,8 @@ class Restorer:
             if x is None:
                 raise ConfigError("restore: expected an image or its measurement, found neither")
             y = operator(x)
-        _check(y)
-        name = solver or ("matched" if operator.linear else "projected")
-        if name not in SOLVERS:
-            raise ConfigError(f"solver: expected one of {', '.join(SOLVERS)}, found {name!r}")
+        check_images(y)
+        name = solver_name(solver, operator)
         if samples < 1:
             raise ConfigError(f"samples: expected at least 1, found {samples}")
         shape = tuple(operator.rows(torch.tensor([0])).pinv(y[:1]).shape[1:])
@@ -268,17 +275,40 @@ class Restorer:
             noise = rows.source()
             part = y[rows.image.to(y.device)].to(self.denoiser.device, torch.float32)
             posterior = self._posterior(name, operator.rows(rows.image), part, sigma_y, grid, rows, options)
-            sampler = self.sampler or posterior.samplers[0]
-            if sampler not in posterior.samplers:
-                raise ConfigError(
-                    f"solver {name!r}: expected a sampler of {', '.join(posterior.samplers)}, found {sampler!r}"
-                )
-            return SAMPLERS[sampler](posterior, self.sigma_max * noise(0), grid, noise, posterior.callback)
+            sampler = SAMPLERS[self._sampler(posterior)]
+            return sampler(posterior, self.sigma_max * noise(0), grid, noise, posterior.callback)
 
         drawn, nfe, gradients = self._chains(keys, samples, shape, chain)
         drawn = drawn.to(y.device)
         deviation = drawn.std(dim=1) if samples > 1 else None
         return Restored(drawn[:, 0], samples * nfe, samples * gradients, drawn if samples > 1 else None, deviation)
+
+    @torch.no_grad()
+    def check(
+        self, operator: Operator, shape: tuple[int, ...], *, solver: str | None = None, sigma_y: float = 0.0
+    ) -> None:
+        """Raises every ConfigError of :meth:`restore` for images of ``shape`` = (C, *S); the network does not run."""
+        name = solver_name(solver, operator)
+        first = torch.zeros(1, dtype=torch.int64)
+        rows = Rows(first, first, first, shape, self.family, self.scale)
+        y = operator(torch.zeros(1, *shape))
+        posterior = self._posterior(name, operator, y, sigma_y, self._grid(self.sigma_max), rows, {})
+        self._sampler(posterior)
+        if name != Projected.name:
+            _ = posterior.linear
+
+    def check_level(self, sigma: float, source: str | None = None) -> None:
+        """Refuses to start a chain at a noise level above ``sigma_max``, which the network has never seen.
+
+        Raises ConfigError; InputError where the level is not the user's but that of ``source``.
+        """
+        if sigma > self.sigma_max:
+            origin = "" if source is None else f" ({source})"
+            kind = ConfigError if source is None else InputError
+            raise kind(
+                f"sigma: expected a noise level that the model was trained on, up to {self.sigma_max:.4g}, "
+                f"found {sigma:.4g}{origin}"
+            )
 
     @torch.no_grad()
     def edit(
@@ -296,11 +326,12 @@ class Restorer:
         instead. ``mask`` (*S) or (N, *S): True may change, every other voxel is kept bit for bit.
 
         Raises:
-            ConfigError: neither or both of sigma and strength, or one out of range; a mask of another size.
+            ConfigError: neither or both of sigma and strength, or one out of range or above what the model was trained
+                on; a mask of another size.
             InputError: pixels that are not finite.
         """
-        _check(x)
-        level = self._edit_level(sigma, strength)
+        check_images(x)
+        level = self.edit_level(sigma, strength)
         kept = None
         if mask is not None:
             kept = ~mask.to(x.device, torch.bool)
@@ -329,7 +360,8 @@ class Restorer:
     ) -> tuple[Tensor, int, int]:
         return run_chains(self.denoiser, chain, keys, samples, shape, self.family, self.scale)
 
-    def _edit_level(self, sigma: float | None, strength: float | None) -> float:
+    def edit_level(self, sigma: float | None, strength: float | None) -> float:
+        """The noise level that :meth:`edit` starts at; its errors."""
         if (sigma is None) == (strength is None):
             raise ConfigError(
                 "edit: expected one of sigma and strength, found " + ("none" if sigma is None else "both")
@@ -342,7 +374,16 @@ class Restorer:
         assert sigma is not None
         if not 0 < sigma < math.inf:
             raise ConfigError(f"sigma: expected a positive noise level, found {sigma}")
+        self.check_level(float(sigma))
         return float(sigma)
+
+    def _sampler(self, posterior: Posterior) -> str:
+        sampler = self.sampler or posterior.samplers[0]
+        if sampler not in posterior.samplers:
+            raise ConfigError(
+                f"solver {posterior.name!r}: expected a sampler of {', '.join(posterior.samplers)}, found {sampler!r}"
+            )
+        return sampler
 
     def _posterior(
         self,
@@ -369,24 +410,6 @@ class Restorer:
     def _grid(self, top: float) -> Tensor:
         return GRIDS[self.grid_name](top, min(self.sigma_min, top / 4), self.steps)
 
-    def _level(
-        self, x: Tensor, sigma: float | Tensor | None, noise: str, foreground: Tensor | None, zero: Tensor
-    ) -> Tensor:
-        """(N,) float64 on the CPU."""
-        if noise == "poisson":
-            return torch.ones(len(x), dtype=torch.float64)
-        if sigma is not None:
-            level = _column(sigma, x)
-            if not bool((level > 0).all() & level.isfinite().all()):
-                raise ConfigError(f"sigma: expected positive noise levels, found {level.min():g}")
-            return level
-        if noise == "rician":
-            everywhere = torch.ones((len(x), *x.shape[2:]), dtype=torch.bool)
-            level = estimate_rician_sigma(x, everywhere if foreground is None else foreground, zero)
-        else:
-            level = estimate_sigma(x, foreground)
-        return level.clamp(min=SIGMA_MIN)  # an image without noise is handed to a denoiser that changes next to nothing
-
     def _estimate(self, x: Tensor, level: Tensor) -> tuple[Tensor, int]:
         before = self.denoiser.calls
         images = self.denoiser(x, level).to(x.device)
@@ -399,7 +422,7 @@ class Restorer:
         level = unit.double().cpu().reshape(-1)
         estimate, nfe = self._estimate(zero + unit * (stabilise_poisson(gain * (x - zero)) - low), level)
         images = zero + unstabilise_poisson((estimate - zero) / unit + low) / gain
-        return Restored(images, nfe, sigma=level)
+        return Restored(images, nfe, sigma=level, sigma_from=("given",) * len(x))
 
     def _samples(self, x: Tensor, level: Tensor, keys: Tensor, samples: int) -> tuple[Tensor, int]:
         """(N, K, C, *S): ancestral chains from the images themselves, each from its own level.
@@ -419,23 +442,3 @@ class Restorer:
             found, calls, _ = self._chains(keys[chosen], samples, tuple(x.shape[1:]), chain)
             drawn[chosen.to(x.device)] = found.to(x.device)
         return drawn, calls
-
-
-def _shape_of(config: Any) -> tuple[int, ...] | None:
-    preprocess = getattr(config, "preprocess", None)
-    return None if preprocess is None else (preprocess.channels, *preprocess.size)
-
-
-def _column(value: float | Tensor | None, x: Tensor) -> Tensor:
-    """(N,) float64 on the CPU."""
-    values = torch.as_tensor(0.0 if value is None else value, dtype=torch.float64).cpu().reshape(-1)
-    if values.numel() not in (1, len(x)):
-        raise ConfigError(f"expected one number, or one an image ({len(x)}), found {values.numel()}")
-    return values.expand(len(x))
-
-
-def _check(images: Tensor) -> None:
-    if images.ndim not in (4, 5) or not len(images):
-        raise InputError(f"images: expected (N, C, *S) of rank 2 or 3 with N >= 1, found {tuple(images.shape)}")
-    if not bool(torch.isfinite(images).all()):
-        raise InputError("images: expected finite pixels, found NaN or infinite ones")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from anodiff.data.preprocess import Preprocessor
 from anodiff.data.readers import read_image
+from anodiff.data.seen import pixel_hash
 from anodiff.data.table import SampleTable, group_keys, select, split_groups
 from anodiff.engine.progress import Progress
 from anodiff.errors import DataError, InputError
@@ -18,13 +19,17 @@ from anodiff.errors import DataError, InputError
 
 @dataclass(frozen=True)
 class ImageSet:
-    """images: float32 (N, C, H, W); foreground: bool (N, H, W); groups and paths: N strings; failed: sentences."""
+    """images: float32 (N, C, H, W); foreground: bool (N, H, W); groups and paths: N strings; failed: sentences.
+
+    ``hashes``: N numbers by which `anodiff.data.seen` knows an image again.
+    """
 
     images: Tensor
     foreground: Tensor
     groups: tuple[str, ...]
     paths: tuple[str, ...]
     failed: tuple[str, ...] = ()
+    hashes: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -39,6 +44,7 @@ class ImageSet:
             tuple(self.groups[i] for i in chosen),
             tuple(self.paths[i] for i in chosen),
             self.failed,
+            tuple(self.hashes[i] for i in chosen) if self.hashes else (),
         )
 
     def sample(self, count: int, seed: int = 0) -> ImageSet:
@@ -58,14 +64,15 @@ def load_images(
     """
     paths = list(samples.table["path"])
 
-    def prepare(path: str) -> tuple[Tensor, Tensor] | str:
+    def prepare(path: str) -> tuple[Tensor, Tensor, int] | str:
         try:
-            prepared = preprocessor(read_image(path, max_pixels=max_pixels))
-            return prepared.image, prepared.foreground
+            raw = read_image(path, max_pixels=max_pixels)
+            prepared = preprocessor(raw)
+            return prepared.image, prepared.foreground, pixel_hash(raw)
         except InputError as error:
             return str(error)
 
-    images, foreground, kept, failed = [], [], [], []
+    images, foreground, hashes, kept, failed = [], [], [], [], []
     with ThreadPoolExecutor(workers) as pool, Progress(len(paths), "images", "reading", quiet=quiet) as progress:
         for row, outcome in enumerate(pool.map(prepare, paths)):
             progress.update(1)
@@ -75,6 +82,7 @@ def load_images(
                 continue
             images.append(outcome[0])
             foreground.append(outcome[1])
+            hashes.append(outcome[2])
             kept.append(row)
     if not images:
         raise DataError(f"{samples.root}: expected readable images, found none in {len(paths)} ({failed[0]})")
@@ -85,6 +93,7 @@ def load_images(
         tuple(str(groups[row]) for row in kept),
         tuple(paths[row] for row in kept),
         tuple(failed),
+        tuple(hashes),
     )
 
 

@@ -54,11 +54,6 @@ class Processes:
         dist.all_reduce(shared)
         return bool(shared.item() > 0)
 
-    def barrier(self) -> None:
-        """Wait for all processes."""
-        if self.world > 1:
-            dist.barrier()
-
     def _device(self) -> torch.device:
         return torch.device("cuda", self.local_rank) if dist.get_backend() == "nccl" else torch.device("cpu")
 

@@ -26,6 +26,7 @@ from anodiff.diffusion.objective import (
     loss_weight,
     sigma_distribution,
     stratified_uniform,
+    within_foreground,
 )
 from anodiff.engine.device import Precision, autocast
 from anodiff.errors import TrainingError
@@ -57,6 +58,8 @@ def distribution_of(config: AnodiffConfig) -> SigmaDistribution:
         return sigma_distribution("lognormal", mean=sigma.mean, std=sigma.std)
     if sigma.kind == "loguniform":
         return sigma_distribution("loguniform", sigma_min=sigma.low, sigma_max=sigma.high)
+    if sigma.kind == "fixed":
+        return sigma_distribution("fixed", sigma=sigma.value)
     return sigma_distribution("uniform-t", schedule_of(config))
 
 
@@ -165,7 +168,7 @@ class Trainer:
         """Train to the end of the recipe; True when it got there, False when ``should_stop`` said so.
 
         ``on_log`` gets every log line, ``on_validation`` is called after each validation, ``on_tick`` at every log line
-        (checkpoints). Raises TrainingError on a non-finite loss, before anything is written.
+        (checkpoints). Raises TrainingError on a non-finite loss or weight, before anything is written.
         """
         training = self.config.training
         while not self.finished:
@@ -176,7 +179,8 @@ class Trainer:
                 losses.append(self.step())
             loss = float(torch.stack(losses).mean())
             if not math.isfinite(loss):
-                raise TrainingError(self._diverged(loss))
+                raise TrainingError(self._diverged(f"{loss}", "a finite loss"))
+            self.require_finite()  # the last update may have broken what its loss did not show yet
             seconds = time.monotonic() - start
             self.state.seconds += seconds
             seen = self.state.images_seen
@@ -215,9 +219,15 @@ class Trainer:
             total += float(self._denoising_loss(self.averaged, self.validation[part], u[part], keys).sum())
         return total / n
 
-    def _diverged(self, loss: float) -> str:
+    def require_finite(self) -> None:
+        """Raises TrainingError where a weight, averaged or not, is NaN or infinite."""
+        for module in (self.averaged.network, self.network):
+            if not all(bool(p.isfinite().all()) for p in module.parameters()):
+                raise TrainingError(self._diverged("weights that are not finite", "finite weights"))
+
+    def _diverged(self, found: str, expected: str) -> str:
         return (
-            f"training stopped after {self.state.images_seen} images: expected a finite loss, found {loss}; "
+            f"training stopped after {self.state.images_seen} images: expected {expected}, found {found}; "
             f"try --set training.lr={self.config.training.lr / 3:.1g}, a longer training.warmup_images, or --precision "
             "fp32, and start anew or from the last checkpoint"
         )
@@ -256,6 +266,8 @@ class Trainer:
     def _denoising_loss(self, denoiser: Denoiser, clean: Tensor, u: Tensor, keys: Tensor) -> Tensor:
         diffusion = self.config.diffusion
         noise = sample_noise(diffusion.noise, keys, tuple(clean.shape[1:]), scale=diffusion.noise_scale)
+        if diffusion.noise_where == "foreground":
+            noise = within_foreground(noise, clean)
         sigma = draw_sigma(self.distribution, u)
         weight = loss_weight(diffusion.weight, sigma, sigma_data=diffusion.sigma_data)
         with autocast(self.device, self.precision):

@@ -36,8 +36,8 @@ METRIC_NAMES = {
 }
 TILES = {
     "nfe": "network calls an image",
-    "images_per_second": "images a second",
-    "seconds_per_image": "seconds an image",
+    "images_per_second": "images a second, end to end",
+    "seconds_per_image": "seconds of computing an image",
 }
 
 

@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from sklearn.metrics import average_precision_score
 from torch import Tensor
 
+from anodiff.anomaly import baselines
 from anodiff.anomaly.baselines import (
     BlurResidual,
     IntensityZScore,
     PCAResidual,
     RawIntensity,
+    _folds,
     _unexplained,
     standard_baselines,
 )
+from anodiff.anomaly.standardise import SCALE_FLOOR
 from anodiff.errors import DataError
 
 Normals = Callable[[int, int], Tensor]
 Lesioned = Callable[[int, int, float], tuple[Tensor, Tensor]]
+
+
+@pytest.fixture(autouse=True)
+def _few_planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "PLANTED_IMAGES", 40)
+    monkeypatch.setattr(baselines, "SCALE_FLOORS", (0.0, 0.35, 1.0))
 
 
 def auroc(maps: Tensor, masks: Tensor) -> float:
@@ -107,6 +118,67 @@ def test_the_foreground_limits_what_is_learnt(normals: Normals, lesioned: Lesion
         fitted, reference = ours.fit(wild, foreground=foreground), theirs.fit(images, foreground=foreground)
         maps, expected = (b.maps(images[:4], foreground[:4]) for b in (fitted, reference))
         torch.testing.assert_close(maps, expected)
+
+
+def test_planted_anomalies_are_measured_on_held_out_groups(normals: Normals) -> None:
+    """The precision of one floor, anew with numpy, scipy and scikit-learn."""
+    images, floor = normals(24, 0), 0.35
+    seen: list[Any] = []
+    fitted = IntensityZScore("brighter", 1.0)
+    shown = fitted._shown
+    fitted._shown = lambda *given: seen.append((given, shown(*given))) or seen[-1][1]  # type: ignore[method-assign, func-returns-value]
+    fitted.fit(images)
+    (_, trials, chosen, _), found = next(each for each in seen if each[0][3] == floor)
+    parts = _folds(24, None)
+    for fold, trial in enumerate(trials):
+        others = images[parts != fold, 0].double().numpy()
+        blur = partial(ndimage.gaussian_filter, sigma=chosen.granularity.width)
+        mean = blur(others.mean(0))
+        variance = blur((others**2).mean(0) - 2 * mean * others.mean(0) + mean**2)
+        scale = np.sqrt(variance + (floor * others.std()) ** 2)
+        z = (trial.errors[0].double().numpy() - mean) / scale
+        maps = ndimage.gaussian_filter(z, (0.0, 1.0, 1.0))
+        expected = average_precision_score(trial.masks.numpy().ravel(), maps.ravel())
+        assert found[fold] == pytest.approx(expected, abs=1e-4)
+        unchanged = torch.where(trial.masks, 0.0, trial.errors[0] - images[parts == fold, 0])
+        assert float((unchanged == 0).float().mean()) > 0.8
+
+
+@pytest.mark.parametrize("make", [IntensityZScore, PCAResidual])
+def test_a_given_scale_floor_is_taken(make: Any, normals: Normals) -> None:
+    assert make("brighter", 1.0, scale_floor=0.7).fit(normals(8, 0)).scale_floor_ == 0.7
+
+
+@pytest.mark.parametrize("make", [IntensityZScore, PCAResidual])
+def test_a_scale_floor_is_taken_where_quiet_places_mislead(make: Any) -> None:
+    """Loud on the left, quiet on the right: there the faintest rim of a change outshouts every lesion on the left."""
+    deviation = torch.full((24, 24), 0.02)
+    deviation[:, :12] = 0.5
+    images = deviation * torch.randn(60, 1, 24, 24, generator=torch.Generator().manual_seed(0))
+    assert make("brighter", 1.0).fit(images).scale_floor_ == 0.35
+
+
+def test_the_rule_takes_the_smallest_floor_that_shows_the_planted_as_well(
+    normals: Normals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where precision does not depend on the floor, none is taken; where one is clearly best, that one."""
+    images = normals(16, 0)
+    monkeypatch.setattr(baselines, "average_precision", lambda labels, scores: 0.5)
+    assert IntensityZScore("both").fit(images).scale_floor_ == 0.0
+
+    def best_at(floor: float) -> Any:
+        def shown(self: Any, folds: Any, trials: Any, chosen: Any, tried: float) -> list[float]:
+            return [0.5 - abs(tried - floor) + 0.001 * k for k in range(4)]
+
+        return shown
+
+    for floor in (0.35, 1.0):
+        monkeypatch.setattr(baselines.Baseline, "_shown", best_at(floor))
+        assert IntensityZScore("both").fit(images).scale_floor_ == floor
+
+
+def test_a_single_group_gets_the_usual_floor(normals: Normals) -> None:
+    assert IntensityZScore("both").fit(normals(6, 0), ["patient"] * 6).scale_floor_ == SCALE_FLOOR
 
 
 def test_scores_are_reduced_as_the_detectors(normals: Normals) -> None:

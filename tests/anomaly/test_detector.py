@@ -15,6 +15,7 @@ from torch import Tensor
 from anodiff.anomaly import PRESETS, AnomalyDetector, Calibration, DetectorSettings
 from anodiff.anomaly.groups import assign_parts
 from anodiff.anomaly.standardise import Moments, fit_standardisation
+from anodiff.config import PreprocessConfig
 from anodiff.errors import ConfigError, DataError, InputError
 
 Normals = Callable[[int, int], Tensor]
@@ -51,6 +52,59 @@ def check_bits(ours: AnomalyDetector, images: Tensor, foreground: Tensor, sizes:
             alone = ours(images[chosen], foreground[chosen])
             for name in ("scores", "p_values", "maps", "reconstructions"):
                 assert torch.equal(getattr(alone, name), getattr(together, name)[chosen]), name
+
+
+def recipe(**changes: Any) -> SimpleNamespace:
+    return SimpleNamespace(preprocess=PreprocessConfig.model_validate({"channels": 1, **changes}))
+
+
+def test_a_preset_takes_its_own_calibration_where_another_has_the_same_settings(model: Any, normals: Normals) -> None:
+    model.config = SimpleNamespace(presets={"tuned": {"base": "one-step"}})
+    for name, rate in (("one-step", 0.2), ("tuned", 0.1)):
+        fitted = detector(model, name).fit(normals(24, 0), rate=rate).calibration
+        model.calibrations = {**model.calibrations, name: fitted}
+    for name, rate in (("one-step", 0.2), ("tuned", 0.1)):
+        found = detector(model, name).calibration
+        assert found is not None
+        assert (found.preset, found.rate) == (name, rate)
+
+
+def test_a_calibration_knows_its_preprocessing_and_precision(model: Any, normals: Normals) -> None:
+    model.config = recipe(size=(16, 16))
+    fitted = detector(model, SMALL).fit(normals(24, 0), rate=0.2)
+    model.calibrations = {"custom": fitted.calibration}
+    assert fitted.calibration is not None
+    assert fitted.calibration.precision == "fp32"
+    assert fitted.notes == detector(model, SMALL).notes == ()
+    model.config = recipe(size=(16, 16), max_pixels=5)  # which files are read, not what they become
+    detector(model, SMALL)(normals(1, 1))
+    (note,) = detector(model, SMALL, precision="bf16").notes
+    assert "calibrated in fp32 and scored in bf16" in note
+    for change, named in [
+        ({"channel": 1}, "preprocess.channel was None, is 1"),
+        ({"intensity": {"kind": "zscore"}}, "preprocess.intensity.kind was unit_range, is zscore"),
+        ({"foreground": "otsu"}, "preprocess.foreground was none, is otsu"),
+        ({"value_range": (0, 10)}, "preprocess.value_range was None"),
+        ({"size": (16, 8)}, "preprocess.size was"),
+    ]:
+        model.config = recipe(**{"size": (16, 16), **change})
+        other = detector(model, SMALL)
+        with pytest.raises(ConfigError, match=f"{named}.*calibrate anew"):
+            other(normals(1, 1))
+        other.fit(normals(24, 0), rate=0.2)(normals(1, 1))
+
+
+def test_fitting_in_any_batch_gives_the_same_bits(
+    model: Any, normals: Normals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anodiff.anomaly.detector.PIXELS_KEPT", 3000)  # only every third pixel is kept
+    found = [detector(model, SMALL).fit(normals(40, 0), rate=0.2, batch_size=size).calibration for size in (1, 7, None)]
+    for other in found[1:]:
+        assert other is not None
+        assert found[0] is not None
+        assert other.to_json() == found[0].to_json()
+        for name, tensor in other.to_tensors().items():
+            assert torch.equal(tensor, found[0].to_tensors()[name]), name
 
 
 def some_images(*counts: int) -> tuple[Tensor, ...]:

@@ -54,6 +54,17 @@ def test_an_antithetic_pair_cancels_in_a_linear_denoiser() -> None:
     torch.testing.assert_close(out, (0.7 * IMAGES).expand_as(out), atol=2e-6, rtol=1e-5)
 
 
+def test_without_noise_the_clean_image_is_shown_at_its_level() -> None:
+    seen = Recorder(0.7)
+    out = reconstruct(seen, IMAGES, KEYS, settings(noise="none", levels=(0.4,)))
+    assert torch.equal(seen.rows[0], IMAGES)
+    assert seen.sigmas[0].tolist() == pytest.approx([0.4] * 3)
+    assert torch.equal(out[0], 0.7 * IMAGES)
+    chain = Recorder(0.7)
+    reconstruct(chain, IMAGES, KEYS, settings(noise="none", levels=(0.4,), sampler="ddim", steps=3))
+    assert torch.equal(chain.rows[0], IMAGES)
+
+
 def test_pairs_are_independent_and_averaged() -> None:
     one, four, sixteen = (
         reconstruct(Recorder(), IMAGES, KEYS, settings(levels=(1.0,), pairs=pairs))[0] - IMAGES for pairs in (1, 4, 16)

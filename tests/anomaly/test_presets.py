@@ -8,6 +8,7 @@ import pytest
 
 from anodiff.anomaly.presets import PRESETS, preset, resolve
 from anodiff.anomaly.settings import DetectorSettings
+from anodiff.config import load_config
 from anodiff.diffusion import make_schedule
 from anodiff.errors import ConfigError
 
@@ -18,6 +19,7 @@ def test_the_promised_presets_exist_with_their_cost() -> None:
         "anoddpm": 250,
         "multilevel": 6,
         "one-step": 2,
+        "dae": 1,
         "pddpm": 4,
     }
 
@@ -72,6 +74,14 @@ def test_noise_follows_the_training() -> None:
     assert (settings.noise, settings.noise_scale) == ("gaussian", "unit")
 
 
+def test_an_auto_encoder_is_shown_the_clean_image_at_the_level_of_its_recipe() -> None:
+    trained = load_config("brain_flair_dae")
+    assert trained.preset == "dae"
+    _, settings = resolve("dae", trained)
+    assert (settings.noise, settings.levels) == ("none", (trained.diffusion.sigma.value,))
+    assert settings.polarity == "brighter"
+
+
 def test_settings_as_such_are_taken_as_they_are() -> None:
     given = DetectorSettings(noise="pyramid", noise_scale="unit", polarity="darker")
     assert resolve(given, recipe()) == ("custom", given)
@@ -80,3 +90,28 @@ def test_settings_as_such_are_taken_as_they_are() -> None:
 def test_a_residual_without_a_sign_cannot_serve_a_declared_polarity() -> None:
     with pytest.raises(ConfigError, match="no sign"):
         resolve("default", recipe(presets={"default": {"residual": "ssim"}}))
+
+
+def test_a_recipe_may_bring_a_preset_of_its_own_that_starts_from_another() -> None:
+    config = recipe(presets={"tuned": {"base": "one-step", "smooth_px": 9.0}, "tunde": {"smooth_px": 1.0}})
+    name, settings = resolve("tuned", config)
+    assert name == "tuned"
+    assert settings == resolve("one-step", config)[1].model_copy(update={"smooth_px": 9.0})
+    with pytest.raises(ConfigError, match="unknown preset 'tunde'; did you mean 'tuned'"):
+        resolve("tunde", config)  # a misspelt name says no base
+    with pytest.raises(ConfigError, match="unknown preset 'nothing'"):
+        resolve("tuned", recipe(presets={"tuned": {"base": "nothing"}}))
+    with pytest.raises(ConfigError, match="unknown slot 'base'"):
+        resolve("default", recipe(presets={"default": {"base": "one-step"}}))
+
+
+def test_a_base_brings_what_the_recipe_says_of_it_and_may_have_a_base_itself() -> None:
+    presets = {
+        "one-step": {"smooth_px": 7.0, "topk": 0.25},
+        "mine": {"base": "one-step", "smooth_px": 9.0},
+        "finer": {"base": "mine", "topk": 0.5},
+    }
+    settings = resolve("finer", recipe(presets=presets))[1]
+    assert (settings.levels, settings.smooth_px, settings.topk) == (PRESETS["one-step"].levels, 9.0, 0.5)
+    with pytest.raises(ConfigError, match="found 'a' again"):
+        resolve("a", recipe(presets={"a": {"base": "b"}, "b": {"base": "a"}}))

@@ -87,15 +87,6 @@ def test_feature_distance_of_dead_features_is_finite() -> None:
     assert feature_residual(dead, dead, (8, 8)).isfinite().all()
 
 
-def test_residual_takes_the_features_it_is_given() -> None:
-    def features(x: torch.Tensor) -> list[torch.Tensor]:
-        return [torch.cat([x, x.square()], dim=1)]
-
-    x, r = torch.rand(2, 1, 8, 8), torch.rand(2, 1, 8, 8)
-    found = residual(x, r, "features", features=features)
-    torch.testing.assert_close(found, feature_residual(features(x), features(r), (8, 8)))
-
-
 def test_what_cannot_be_computed_is_named() -> None:
     with pytest.raises(ValueError, match="features"):
         residual(IMAGE, RECONSTRUCTION, "features")

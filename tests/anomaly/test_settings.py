@@ -18,6 +18,10 @@ from anodiff.anomaly.settings import DetectorSettings
         ({"box": 8}, "boxes"),
         ({"residual": "ssim", "polarity": "brighter"}, "no sign"),
         ({"residual": "features", "polarity": "darker"}, "no sign"),
+        ({"noise": "none", "pairs": 2}, "all draws are the same"),
+        ({"noise": "none", "antithetic": True}, "all draws are the same"),
+        ({"noise": "none", "where": "boxes"}, "nothing to place"),
+        ({"noise": "none", "sampler": "ancestral", "steps": 3}, "nothing to place"),
         ({"levels": ()}, "levels"),
         ({"levels": (0.5, -1.0)}, "levels"),
         ({"levels": (float("inf"),)}, "levels"),
@@ -37,6 +41,7 @@ def test_what_cannot_be_is_refused(slots: dict[str, Any], message: str) -> None:
     [
         ({"levels": (0.1, 1.0, 2.0)}, (16, 16), 3),
         ({"levels": (0.1, 1.0), "antithetic": True, "pairs": 3}, (16, 16), 12),
+        ({"noise": "none", "levels": (0.4,)}, (16, 16), 1),
         ({"sampler": "heun", "steps": 5}, (16, 16), 9),
         ({"sampler": "dpmpp", "steps": 7, "levels": (0.5, 1.0)}, (16, 16), 14),
         ({"where": "boxes"}, (17, 16), 4),

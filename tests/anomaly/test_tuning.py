@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from anodiff.anomaly import AnomalyDetector, DetectorSettings
-from anodiff.anomaly.tuning import Tuning, _other_noise, level_grid, tune
+from anodiff.anomaly.tuning import Tuning, _families, _other_noise, level_grid, tune
 from anodiff.anomaly.tuning_cache import CLEAN, ErrorCache, Normals, PlantedImages
 from anodiff.anomaly.tuning_measure import Measure, resampled_ap
 from anodiff.anomaly.tuning_search import Search
@@ -133,7 +133,7 @@ def test_what_does_not_earn_a_standard_error_goes_back(
     values = {(1.0, 0.0): reference, (0.5, 0.0): level_alone, (1.0, 2.0): smoothing_alone, (0.5, 2.0): 0.5}
     search = Search(Fixed(values, 0.02), 2)  # type: ignore[arg-type]
     champion = BASE.model_copy(update={"levels": (0.5,), "smooth_px": 2.0})
-    chosen, sentences = search.guarded(champion, BASE, "default")
+    chosen, sentences = search.guarded(champion, BASE, "'default'")
     assert (chosen.levels[0], chosen.smooth_px) == kept
     assert ("'default' is kept" in sentences[0]) == (chosen == BASE)
 
@@ -147,6 +147,26 @@ def test_a_budget_below_the_present_settings_keeps_the_best_of_their_levels(toy:
     search.budget = 1
     with pytest.raises(ConfigError, match=r"nfe.*at least 2 calls.*found 1"):
         search.check(base)
+
+
+def test_a_budget_below_the_preset_is_named_as_what_the_choice_is_held_against(toy: Any, fine: Tuning) -> None:
+    base = BASE.model_copy(update={"levels": (0.03, 1.0, 3.0)})
+    cut = tuned(toy, base, nfe=2)
+    assert cut.present.nfe == 2
+    assert cut.against == "'custom' cut to 2 calls"
+    assert "'custom' cut to 2 calls" in cut.sentences[0]
+    assert cut.settings != cut.present
+    assert "present: 'custom' cut to 2 calls" in {row.name for row in cut.candidates}
+    assert fine.against == "'custom'"
+    assert "cut to" not in " ".join(fine.sentences)
+
+
+def test_families_for_a_preset_without_noise_are_an_error() -> None:
+    clean = BASE.model_copy(update={"noise": "none", "antithetic": False})
+    with pytest.raises(ConfigError, match=r"noises: expected none to try for 'dae', .* found simplex"):
+        _families(["simplex"], "dae", clean)
+    assert _families(None, "dae", clean) == _families([], "dae", clean) == []
+    assert _families(None, "default", BASE) == ["simplex", "pyramid"]
 
 
 class OneNoiseDenoiser(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,59 @@ def test_soft_masks_are_cut_in_the_middle_and_label_maps_refused(tmp_path: Path)
     for labels in ([[0, 1, 4]], [[0.0, 2.0, 1.0]], [[-1, 0, 1]]):
         with pytest.raises(InputError, match=r"t\.npy: expected a mask of 0 and 1 .* label map"):
             read_pair(values, str(save(tmp_path / "t.npy", np.array(labels))))
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int16", "int64", "float64"])
+def test_classes_beside_an_ignored_one_are_no_rim(tmp_path: Path, kind: str) -> None:
+    values = str(save(tmp_path / "m.npy", np.zeros((1, 4), np.float32)))
+    mask = save(tmp_path / "t.npy", np.array([[0, 1, 2, 255]], kind))
+    with pytest.raises(InputError, match=r"t\.npy: expected a mask .* found the values 0, 1, 2, 255: a label map\?"):
+        read_pair(values, str(mask))
+
+
+@pytest.mark.parametrize(
+    ("marks", "kind", "marked"),
+    [
+        ([0, 65535, 0, 65535], "uint16", [0, 1, 0, 1]),
+        ([0, 1, 0, 65535], "uint16", None),
+        ([0, 4095, 0, 0], "int16", [0, 1, 0, 0]),
+        ([0, 127, 128, 255], "uint8", [0, 0, 1, 1]),  # a smooth rim
+        ([3, 100, 250, 255], "uint8", [0, 0, 1, 1]),  # the noise of a JPEG around one
+        ([0, 127, 128, 255], "int16", None),
+        ([0, 4, 0, 4], "uint8", None),
+        ([0, -1, 0, 0], "int16", None),
+    ],
+)
+def test_what_a_mask_of_whole_numbers_may_hold(tmp_path: Path, marks: Any, kind: str, marked: Any) -> None:
+    values = str(save(tmp_path / "m.npy", np.zeros((1, 4), np.float32)))
+    mask = str(save(tmp_path / "t.npy", np.array([marks], kind)))
+    if marked is None:
+        with pytest.raises(InputError, match="a label map"):
+            read_pair(values, mask)
+    else:
+        np.testing.assert_array_equal(read_pair(values, mask)[1], np.array([marked], bool))
+
+
+def test_linked_folders_are_followed_but_not_back_to_where_they_lie(tmp_path: Path) -> None:
+    touch(tmp_path / "elsewhere", "000_mask.png", "deeper/001_mask.png")
+    masks = touch(tmp_path / "masks", "good/002_mask.png")
+    (masks / "cut").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "elsewhere" / "round").symlink_to(masks, target_is_directory=True)
+    assert set(find_masks(masks)) == {"cut__000_mask", "cut__deeper__001_mask", "good__002_mask"}
+
+
+def test_a_mask_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = touch(tmp_path / "masks", "good/000_mask.png", "locked/001_mask.png")
+    scandir = os.scandir
+
+    def refuse(place: str = ".") -> object:
+        if os.fspath(place).endswith("locked"):
+            raise PermissionError(13, "Permission denied", os.fspath(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"locked: expected a folder that can be listed, found Permission denied"):
+        find_masks(masks)
 
 
 def test_sizes_that_differ_name_both_files_and_both_sizes(tmp_path: Path) -> None:

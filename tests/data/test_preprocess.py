@@ -11,7 +11,7 @@ import torch
 
 from anodiff.config import IntensityConfig, PreprocessConfig
 from anodiff.data.preprocess import Preprocessor, clean_foreground, erode, otsu_threshold, resize
-from anodiff.data.readers import RawImage
+from anodiff.data.readers import RawImage, _to_raw
 from anodiff.errors import InputError
 
 
@@ -99,19 +99,6 @@ def test_back_takes_channels_and_refuses_another_grid() -> None:
     assert prepare.back(prepared.image, prepared.geometry).shape == (3, 20, 44)
     with pytest.raises(ValueError, match="32, 32"):
         prepare.back(torch.zeros(20, 44), prepared.geometry)
-
-
-def test_mask_forward_follows_the_image() -> None:
-    prepare = preprocessor(size=(32, 32))
-    mask = np.zeros((64, 64), dtype=bool)
-    mask[10:30, 20:50] = True
-    geometry = prepare.geometry((64, 64))
-    moved = prepare.mask_forward(mask, geometry)
-    assert moved.dtype == torch.bool
-    assert moved[5:15, 10:25].all()
-    assert moved.sum() == 10 * 15
-    with pytest.raises(InputError, match=r"64x64 .* found 64x60"):
-        prepare.mask_forward(mask[:60], geometry)
 
 
 def test_shrinking_averages_instead_of_picking() -> None:
@@ -248,12 +235,52 @@ def test_wrong_channel_count(found: int, settings: dict[str, int], message: str)
         preprocessor(size=(16, 16), **settings)(raw_image(pixels))
 
 
+def ranged(values: np.ndarray, **settings: Any) -> np.ndarray:
+    """A stored array as the preprocessor sees it after `read_image`, at its own size."""
+    raw = _to_raw(values, values.dtype, "scan.npy")
+    return preprocessor(size=values.shape, **settings)(raw).image[0].numpy()
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64", "int16", "int32"])
+def test_values_of_unknown_range_are_refused_with_a_way_out(kind: str) -> None:
+    values = (texture(16, 16) * 8 - 900).astype(kind)
+    message = rf"scan\.npy: expected {kind} values in \[0, 1\].* found -?\d+ to \d+; .*robust"
+    with pytest.raises(InputError, match=message) as caught:
+        ranged(values)
+    assert "preprocess.value_range: [low, high]" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    expected = np.clip((values.astype(np.float64) + 1000) / 2000 * 2 - 1, -1, 1)
+    np.testing.assert_allclose(ranged(values, value_range=(-1000, 1000)), expected, atol=1e-6)
+    for kinds in ({"kind": "robust", "clip": 5.0}, {"kind": "percentile"}, {"kind": "zscore"}):
+        raw = _to_raw(values, values.dtype, "scan.npy")
+        Preprocessor(PreprocessConfig(size=(16, 16), intensity=IntensityConfig.model_validate(kinds)))(raw)
+
+
+def test_a_given_range_applies_to_every_type_and_a_known_one_needs_none() -> None:
+    grey = texture(16, 16).astype(np.uint8)
+    np.testing.assert_allclose(ranged(grey), grey / 127.5 - 1, atol=1e-6)
+    np.testing.assert_allclose(ranged(grey, value_range=(0, 510)), grey / 255 - 1, atol=1e-6)
+    np.testing.assert_allclose(ranged(grey.astype(np.float32) / 255), grey / 127.5 - 1, atol=1e-6)
+    # Two images of one scanner keep their difference in brightness, which a range of their own would take away.
+    dim, bright = (ranged(grey.astype(np.float32) * gain, value_range=(0, 1000)) for gain in (1, 3))
+    np.testing.assert_allclose(bright + 1, 3 * (dim + 1), atol=1e-5)
+
+
+def test_the_given_range_is_that_of_the_foreground_threshold_too() -> None:
+    values = np.full((16, 16), 30.0, np.float32)
+    values[4:12, 4:12] = 200
+    raw = _to_raw(values, values.dtype, "scan.npy")
+    found = preprocessor(size=(16, 16), value_range=(0, 1000), foreground="threshold", foreground_threshold=0.1)(raw)
+    assert int(found.foreground.sum()) == 64
+
+
 def test_any_object_with_the_fields_will_do() -> None:
     settings = SimpleNamespace(
         channels=1,
         channel=None,
         size=(16, 16),
         resize="stretch",
+        value_range=None,
         foreground="none",
         foreground_threshold=0.05,
         foreground_erode_px=0,

@@ -257,8 +257,16 @@ def test_mask_of_another_size_or_scale(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"m\.png: expected a mask of 24x24 .* found 20x24"):
         read_mask(tmp_path / "m.png", (24, 24))
     Image.fromarray(GREY % 3).save(tmp_path / "labels.png")
-    with pytest.raises(InputError, match=r"labels\.png: expected .* found values up to 2 only"):
+    with pytest.raises(InputError, match=r"labels\.png: expected .* found the values 0, 1, 2: a label map\?"):
         read_mask(tmp_path / "labels.png", (24, 20))
+
+
+def test_a_label_map_with_an_ignored_class_is_refused_and_nonzero_named(tmp_path: Path) -> None:
+    labels = np.tile(np.array([0, 1, 2, 255], np.uint8), (8, 2))
+    Image.fromarray(labels).save(tmp_path / "m.png")
+    with pytest.raises(InputError, match=r"found the values 0, 1, 2, 255: a label map\? .*#nonzero behind"):
+        read_mask(tmp_path / "m.png")
+    np.testing.assert_array_equal(read_mask(f"{tmp_path / 'm.png'}#nonzero"), labels > 0)
 
 
 def test_threads_read_what_one_reads(tmp_path: Path) -> None:

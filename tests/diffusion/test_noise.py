@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from anodiff.diffusion import FAMILIES, image_keys, make_source, sample_noise
+from anodiff.diffusion import FAMILIES, image_keys, sample_noise
 from anodiff.errors import ConfigError
 
 families = pytest.mark.parametrize("family", FAMILIES)
@@ -65,7 +65,7 @@ def test_a_window_has_the_noise_of_the_whole_image(family: str) -> None:
 
 @families
 def test_key_level_draw_and_channel_give_independent_noise(family: str) -> None:
-    key = keys_of(1)
+    key = keys_of(16 if family == "coarse" else 1)  # with its 17 x 17 numbers a field
     shape = (2, 128, 128)
     base = sample_noise(family, key, shape)
     others = {
@@ -76,7 +76,7 @@ def test_key_level_draw_and_channel_give_independent_noise(family: str) -> None:
         "channel": base.flip(1),
     }
     # Neighbouring pixels of coarse noise are not independent: whitened by differences of differences first.
-    whiten = [n.diff(dim=-1).diff(dim=-1).diff(dim=-2).diff(dim=-2)[0, 0].flatten() for n in (base, *others.values())]
+    whiten = [n.diff(dim=-1).diff(dim=-1).diff(dim=-2).diff(dim=-2)[:, 0].flatten() for n in (base, *others.values())]
     correlation = torch.corrcoef(torch.stack(whiten))[0, 1:]
     assert float(correlation.abs().max()) < 0.05, dict(zip(others, correlation.tolist(), strict=True))
 
@@ -116,15 +116,30 @@ def test_dtype_and_published_scale() -> None:
         )
     ratio = sample_noise("simplex", keys, (1, 8, 8), scale="published") / sample_noise("simplex", keys, (1, 8, 8))
     assert torch.allclose(ratio, torch.tensor(0.508))
+    # Interpolating between two unit normals with shares 1 - s and s leaves (1 - s)^2 + s^2; s runs over eighths.
+    left = sum((1 - k / 8) ** 2 + (k / 8) ** 2 for k in range(8)) / 8
+    for shape in ((1, 20, 24), (1, 9, 10, 11)):
+        published, unit = (sample_noise("coarse", keys, shape, scale=scale) for scale in ("published", "unit"))
+        torch.testing.assert_close(published / unit, torch.full_like(unit, left ** ((len(shape) - 1) / 2)))
 
 
-@families
-def test_source_counts_draws(family: str) -> None:
-    keys = keys_of(3)
-    source = make_source(family, keys, (1, 8, 8), level=torch.tensor([0, 1, 2]))
-    for draw in (0, 1, 250):
-        expected = sample_noise(family, keys, (1, 8, 8), level=torch.tensor([0, 1, 2]), draw=draw)
-        assert torch.equal(source(draw), expected)
+def test_coarse_noise_is_a_shifted_lattice_enlarged_linearly() -> None:
+    """Second differences vanish except at the lattice's nodes, 8 px apart at an offset of the image's own."""
+    noise = sample_noise("coarse", keys_of(40), (2, 64, 64), scale="published")
+    offsets = []
+    for axis in (-1, -2):
+        bends = noise.diff(n=2, dim=axis).abs().amax(dim=tuple({-1, -2} - {axis})).double()  # (N, C, 62)
+        nodes = bends > 1e-4
+        assert torch.equal(nodes[:, 0], nodes[:, 1])  # the shift is alike for all channels
+        offset = nodes[:, 0].double().argmax(dim=1) % 8
+        grid = (torch.arange(62) - offset[:, None]) % 8 == 0
+        assert torch.equal(nodes[:, 0], grid)
+        offsets.append(offset)
+    assert all(len(offset.unique()) == 8 for offset in offsets)
+    assert not torch.equal(*offsets)
+    at_nodes = torch.cat([noise[n, 0, (o1 + 1) % 8 :: 8, (o0 + 1) % 8 :: 8].flatten() for n, (o0, o1) in
+                          enumerate(zip(*[o.tolist() for o in offsets], strict=True))])  # fmt: skip
+    assert float(at_nodes.std()) == pytest.approx(1, abs=4.5 / math.sqrt(2 * len(at_nodes)))
 
 
 def test_keys_are_of_pixels_and_seed() -> None:
@@ -155,6 +170,7 @@ def test_noise_is_the_same_in_every_release() -> None:
         "gaussian": [0.48818257451057434, 0.4327092468738556],
         "simplex": [-0.5096406936645508, -0.5183172225952148],
         "pyramid": [0.2513498365879059, -0.4712032079696655],
+        "coarse": [-0.505171537399292, -0.44441506266593933],
     }
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from anodiff.diffusion import (
     Denoiser,
+    Fixed,
     LogNormal,
     LogUniform,
     UniformStep,
@@ -19,6 +20,7 @@ from anodiff.diffusion import (
     make_schedule,
     sigma_distribution,
     stratified_uniform,
+    within_foreground,
 )
 from anodiff.diffusion.denoiser import preconditioning
 from anodiff.errors import ConfigError
@@ -165,3 +167,26 @@ def test_distributions_by_name() -> None:
     assert sigma_distribution("lognormal", mean=-1, std=0.5) == LogNormal(-1, 0.5)
     assert sigma_distribution("loguniform", sigma_max=3) == LogUniform(0.002, 3)
     assert sigma_distribution("uniform-t", schedule, last=600) == UniformStep(schedule, 1, 600)
+
+
+def test_a_fixed_level_is_the_only_one() -> None:
+    levels = draw_sigma(sigma_distribution("fixed", sigma=0.4), stratified_uniform(9, generator()))
+    assert levels.dtype == torch.float64
+    assert levels.tolist() == [0.4] * 9
+    for wrong in (0.0, math.inf):
+        with pytest.raises(ConfigError, match="0 < sigma"):
+            Fixed(wrong)
+
+
+def test_noise_within_the_foreground_leaves_the_background_clean() -> None:
+    """Background is within 5 % of each image's own range above its darkest value, whatever the channels."""
+    clean = torch.full((2, 2, 6, 6), -0.8)
+    clean[:, :, 2:5, 1:4] = 0.2
+    clean[0, :, 0, 0] = -0.76  # 4 % of the range: still background
+    clean[1, :, 0, 0] = -0.74
+    noise = torch.randn(clean.shape, generator=generator())
+    kept = within_foreground(noise, clean)
+    inside = torch.zeros(2, 1, 6, 6, dtype=torch.bool)
+    inside[:, :, 2:5, 1:4] = True
+    inside[1, :, 0, 0] = True
+    torch.testing.assert_close(kept, noise * inside)

@@ -31,6 +31,22 @@ def record(store: ResultStore, item: Item, **row: Any) -> None:
     store.record(item, {"id": item.id, "path": item.path, "status": "ok", **row}, item.stamp)
 
 
+def test_a_row_is_amended_without_touching_what_its_input_was(tmp_path: Path, items: list[Item]) -> None:
+    out = tmp_path / "out"
+    with ResultStore.open(out, SETTINGS) as store:
+        store.begin(items)
+        record(store, items[0], score=1.0)
+        Path(items[0].path).write_text("changed since")
+        (row,) = store.rows(items)
+        (out / "picture").write_text("")
+        store.amend(items[0], {**row, "heatmap": "picture", "files": ["picture"]})
+        store.amend(items[1], {"id": "b", "path": items[1].path, "status": "ok"})  # was never recorded
+        (row,) = store.rows(items)
+        assert (row["score"], row["heatmap"], row["files"]) == (1.0, "picture", ["picture"])
+    with ResultStore.open(out, SETTINGS) as store:
+        assert store.begin(items) == set()  # the input is another than the one that was scored
+
+
 def test_rows_survive_and_come_in_the_order_of_the_items(tmp_path: Path, items: list[Item]) -> None:
     out = tmp_path / "out"
     with ResultStore.open(out, SETTINGS) as store:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from anodiff.metrics import ImagePool, PixelPool, oracle_max_dice, rank_counts
+from anodiff.metrics import CutPool, ImagePool, PixelPool, oracle_max_dice, rank_counts
 from anodiff.metrics.bootstrap import group_weights
 from anodiff.metrics.pools import binning_error, metric_of_bins, metric_value
 
@@ -149,7 +149,26 @@ def test_dice_at_threshold_per_group_adds_up() -> None:
     hits, above = pool.above(threshold)
     assert hits.sum() == (predicted & np.array(masks)).sum()
     assert above.sum() == predicted.sum()
-    assert pool.dice_at(threshold) == pytest.approx(sk.f1_score(np.ravel(masks), predicted.ravel()), abs=1e-12)
+    cut, truth = CutPool(pool, threshold), np.ravel(masks)
+    assert cut.value("dice") == pytest.approx(sk.f1_score(truth, predicted.ravel()), abs=1e-12)
+    assert cut.value("iou") == pytest.approx(sk.jaccard_score(truth, predicted.ravel()), abs=1e-12)
+
+
+def test_resamples_of_a_cut_are_exact_and_undefined_without_an_anomalous_pixel() -> None:
+    maps = [np.array([3.0, 1.0, 2.0]), np.array([3.0, 0.0, 3.0]), np.array([5.0])]
+    masks = [np.array([1, 1, 0], bool), np.array([1, 0, 0], bool), np.array([0], bool)]
+    pairs = list(zip(maps, masks, strict=True))
+    pool = PixelPool([m[t] for m, t in pairs], [m[~t] for m, t in pairs], ["a", "b", "c"])
+    weights = np.array([[1, 1, 1], [2, 0, 1], [0, 3, 0], [0, 0, 3]])
+    found = CutPool(pool, 1.5).resampled(("dice", "iou"), weights)
+    for row, drawn in enumerate(weights[:3]):
+        truth = np.concatenate([np.tile(t, n) for t, n in zip(masks, drawn, strict=True)])
+        above = np.concatenate([np.tile(m, n) for m, n in zip(maps, drawn, strict=True)]) > 1.5
+        assert found["dice"][row] == pytest.approx(sk.f1_score(truth, above))
+        assert found["iou"][row] == pytest.approx(sk.jaccard_score(truth, above))
+    assert np.isnan([found["dice"][3], found["iou"][3]]).all()
+    with pytest.raises(ValueError, match="dice or iou, found 'auroc'"):
+        CutPool(pool, 1.5).value("auroc")
 
 
 @pytest.mark.parametrize("decimals", [1, 8])

@@ -7,9 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import anodiff as library
+from anodiff.data.readers import read_image
+from anodiff.data.seen import SeenImages, pixel_hash
 
 Run = Callable[..., int]
 
@@ -56,6 +60,79 @@ def test_too_few_normals_give_a_sentence_and_no_threshold(
     assert anodiff("calibrate", world.raw, world.data, "--rate", 0.01, "--output", new) == 0
     assert "needs at least 99 normal images" in capfd.readouterr().err
     assert library.load(new).calibrations["one-step"].threshold is None
+
+
+def test_unreadable_normals_are_named_and_the_exit_code_says_so(
+    anodiff: Run, world: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data, new = tmp_path / "data", tmp_path / "new.safetensors"
+    shutil.copytree(world.data, data)
+    (data / "train" / "good" / "i003.png").write_bytes(b"")
+    for n in range(4):
+        (data / "val" / "good" / f"i00{n}.png").write_text("no picture")
+    assert anodiff("calibrate", world.raw, data, "--output", new) == 1
+    error = capfd.readouterr().err
+    assert "left out 5 images that could not be used: " in error
+    assert error.count("i000.png") >= 1
+    assert "; and 2 more" in error
+    counts = library.load(new).calibrations["one-step"].counts
+    assert (counts["standardise_images"], counts["threshold_images"]) == (29, 20)
+
+
+def test_batches_do_not_change_a_bit(anodiff: Run, world: Any, tmp_path: Path) -> None:
+    for batch in (1, 7, 32):
+        new = tmp_path / f"{batch}.safetensors"
+        assert anodiff("calibrate", world.raw, world.data, "--batch-size", batch, "--output", new) == 0
+    assert len({(tmp_path / f"{batch}.safetensors").read_bytes() for batch in (1, 7, 32)}) == 1
+
+
+def test_normals_that_the_model_has_learnt_from_are_refused_or_counted(
+    anodiff: Run, world: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = world.data / "train" / "good"
+    trained = library.load(world.raw)
+    trained.seen = SeenImages.of(pixel_hash(read_image(path)) for path in folder.glob("*.png"))
+    trained.save(tmp_path / "trained.safetensors")
+    new = tmp_path / "new.safetensors"
+    assert anodiff("calibrate", tmp_path / "trained.safetensors", folder, "--output", new) == 2
+    assert "found 30 of 30 that it has" in capfd.readouterr().err
+    assert not new.exists()
+    assert anodiff("calibrate", tmp_path / "trained.safetensors", folder, "--allow-trained", "--output", new) == 0
+    assert "the model has learnt from 30 of 30 of these normals" in capfd.readouterr().err
+    assert library.load(new).seen is not None  # so that the next calibration is warned as well
+    # Training images for the size of normal error, others for the threshold: as `train` itself does it.
+    split = tmp_path / "split.safetensors"
+    assert anodiff("calibrate", tmp_path / "trained.safetensors", world.data, "--output", split) == 0
+    assert "learnt from" not in capfd.readouterr().err
+    mixed = tmp_path / "mixed"
+    shutil.copytree(world.data / "val" / "good", mixed)
+    for n in range(6):
+        shutil.copy(folder / f"i00{n}.png", mixed / f"renamed{n}.png")
+    few = tmp_path / "few.safetensors"
+    assert anodiff("calibrate", tmp_path / "trained.safetensors", mixed, "--output", few) == 0
+    assert "the model has learnt from 6 of 30 of these normals" in capfd.readouterr().err
+
+
+def test_another_channel_needs_a_calibration_of_its_own(
+    anodiff: Run, world: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    colour = tmp_path / "colour"
+    for path in sorted((world.data / "train" / "good").glob("*.png")):
+        colour.mkdir(exist_ok=True)
+        grey = np.asarray(Image.open(path))
+        Image.fromarray(np.stack([grey // 2, grey, grey // 3], axis=-1)).save(colour / path.name)
+    option = ("--set", "preprocess.channel=1")
+    out, new = tmp_path / "out", tmp_path / "new.safetensors"
+    assert anodiff("score", world.model, colour, "--output", out, *option) == 2
+    error = capfd.readouterr().err
+    assert "preprocess.channel was None, is 1" in error
+    assert "calibrate anew" in error
+    assert error.count("\n") == 1
+    assert not (out / "scores.csv").exists()
+    assert anodiff("evaluate", world.model, world.data, "--output", out, *option) == 2
+    assert anodiff("calibrate", world.model, colour, "--output", new, *option) == 0
+    assert anodiff("score", new, colour, "--output", out) == 0
+    assert anodiff("score", new, colour, "--output", tmp_path / "other", "--set", "preprocess.channel=0") == 2
 
 
 def test_mistakes_are_named(anodiff: Run, world: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

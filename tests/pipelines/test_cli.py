@@ -42,14 +42,22 @@ def test_every_job_shows_examples(anodiff: Run, job: str, capfd: pytest.CaptureF
     assert f"anodiff {job}" in text.split("Examples:")[1]
 
 
-@pytest.mark.parametrize("job", ["demo", "train", "calibrate", "score", "evaluate"])
+#: jobs that run no network: they read, measure or copy what others have made
+NO_NETWORK = {"metrics", "compare", "split", "import", "info", "configs"}
+
+
+@pytest.mark.parametrize("job", sorted(cli.JOBS.keys() - NO_NETWORK))
 def test_jobs_that_compute_take_the_common_options(anodiff: Run, job: str, capfd: pytest.CaptureFixture[str]) -> None:
     anodiff(job, "--help")
     text = capfd.readouterr().out
-    for option in ("--device", "--precision", "--seed", "--output"):
+    for option in ("--device", "--precision", "--batch-size", "--seed", "--set", "--output"):
         assert option in text, option
-    if job != "demo":
-        assert "--set" in text
+
+
+def test_a_job_that_takes_a_device_is_one_that_computes(anodiff: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    for job in cli.JOBS.keys() & NO_NETWORK:
+        anodiff(job, "--help")
+        assert "--device" not in capfd.readouterr().out, job
 
 
 def test_top_level(anodiff: Run, capfd: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+
+import anodiff as library
+from anodiff.metrics import froc
 
 Run = Callable[..., int]
 
@@ -35,6 +38,12 @@ def test_metrics_are_those_of_the_stored_scores_and_maps(anodiff: Run, world: An
         masks.append(np.asarray(Image.open(truth)) > 127 if label else np.zeros((20, 24), bool))
     assert metrics["pixel_auroc"] == pytest.approx(roc_auc_score(np.ravel(masks), np.ravel(maps)))
     assert metrics["pixel_ap"] == pytest.approx(average_precision_score(np.ravel(masks), np.ravel(maps)))
+    calibration = library.load(world.model).calibrations["one-step"]
+    for name in ("fpr1", "fpr5"):
+        threshold = getattr(calibration, f"pixel_threshold_{name}")
+        assert metrics[f"pixel_threshold_{name}"] == threshold
+        assert metrics[f"dice_at_{name}"] == pytest.approx(f1_score(np.ravel(masks), np.ravel(maps) > threshold))
+    assert metrics["froc"] == froc(maps, masks, calibration.pixel_threshold_fpr1).score()
     assert "Pixel AUROC" in (out / "report.html").read_text()
 
 
@@ -45,12 +54,14 @@ def test_baselines_are_measured_on_the_same_images_in_pairs(
     assert anodiff("evaluate", world.model, world.data, "--output", out, "--baselines") == 0
     found = json.loads((out / "baselines.json").read_text())
     names = ["raw intensity", "blur residual", "intensity z-score", "PCA(30) residual"]
+    names.append("feature memory (own encoder)")
     assert list(found["metrics"]) == ["anodiff one-step", *names]
     assert found["fitted_on"]["normals"] == 30
     ours = json.loads((out / "metrics.json").read_text())
     for name in names:
         theirs, pair = found["metrics"][name], found["paired"][name]["pixel_ap"]
         assert theirs["n_images"] == 14
+        assert theirs["nfe"] == (1 if "encoder" in name else 0)
         assert pair["difference"] == pytest.approx(ours["pixel_ap"] - theirs["pixel_ap"])
         assert pair["ci95"][0] <= pair["ci95"][1]
     # A bright spot on a dark ground is what raw intensity sees: a baseline that measured nothing would fail here.
@@ -96,6 +107,7 @@ def test_without_calibration_or_masks_metrics_are_null_with_a_reason(anodiff: Ru
     for name in ("pixel_auroc", "pixel_ap", "dice_at_fpr5"):
         assert metrics[name] is None
         assert metrics["reasons"][name]
+    assert not {"dice_at_fpr1", "froc"} & set(metrics)
 
 
 def test_unlabelled_data_or_a_missing_split_is_refused(

@@ -9,10 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from anodiff.data.preprocess import Geometry
+from anodiff.engine.store import Item
+from anodiff.errors import DataError, InputError
+from anodiff.model import DiffusionModel, load
+from anodiff.pipelines.restoring import _model_mask, mask_settings, mask_source
 from anodiff.pipelines.restoring_options import SOLVER_NAMES
-from anodiff.restoration import SOLVERS
+from anodiff.restoration import SOLVERS, Mask
+from anodiff.restoration.parse import parse_operator
 
 Run = Callable[..., int]
 COLUMNS = ["id", "path", "nfe", "status", "error", "seconds"]
@@ -64,11 +71,12 @@ def test_denoise_keeps_grid_and_values_and_lists_broken_files(
     out = tmp_path / "out"
     assert anodiff("denoise", world.raw, inputs, "--uncertainty", "--npy", "--output", out, *QUICK) == 1
     rows = {row["id"]: row for row in world.read_table(out / "results.csv")}
-    assert list(rows["i000"]) == ["id", "path", "nfe", "sigma", "status", "error", "seconds"]
+    assert list(rows["i000"]) == ["id", "path", "nfe", "sigma", "sigma_from", "status", "error", "seconds"]
     assert rows["broken"]["status"] == "failed"
     assert "broken.png" in rows["broken"]["error"]
     assert float(rows["i000"]["sigma"]) > 0
-    assert rows["i000"]["nfe"] == "1"
+    assert rows["i000"]["sigma_from"] == "foreground"
+    assert rows["i000"]["nfe"] == "2"
     assert pixels(out / "images" / "i000.png").shape == (20, 24)
     assert pixels(out / "images" / "deep.png").dtype == np.uint16
     assert np.load(out / "arrays" / "i000.npy").shape == (20, 24)
@@ -143,22 +151,110 @@ def test_super_resolution_agrees_with_what_was_measured(anodiff: Run, world: Any
     np.testing.assert_allclose(large.reshape(8, 2, 8, 2).mean((1, 3)), small, atol=0.01)
 
 
-@pytest.mark.parametrize("operator", ["blur:gaussian:0.8", "slices:every:2", "kspace:2x", "mask"])
-def test_restore(anodiff: Run, world: Any, inputs: Path, tmp_path: Path, operator: str) -> None:
-    fitting = tmp_path / "fitting"
-    fitting.mkdir()
-    Image.fromarray(pixels(inputs / "i000.png")[:16, 4:20]).save(fitting / "a.png")
-    if operator == "mask":
+@pytest.mark.parametrize("name", ["blur:gaussian:3", "slices:every:2", "kspace:2x", "kspace:3x:0", "mask"])
+def test_restore_agrees_with_what_was_measured(
+    anodiff: Run, world: Any, inputs: Path, tmp_path: Path, name: str
+) -> None:
+    """A float image of the model's size: what the result measures is what was measured of the true image."""
+    truth = torch.from_numpy(pixels(inputs / "i000.png")[:16, 4:20] / 320 - 0.2).float()[None, None]
+    operator, left = name, truth
+    if name == "mask":
         hole = np.zeros((16, 16), dtype=np.uint8)
         hole[4:8, 4:8] = 255
         Image.fromarray(hole).save(tmp_path / "hole.png")
-        operator = f"mask:{tmp_path / 'hole.png'}"
-    out = tmp_path / "out"
-    assert anodiff("restore", world.raw, fitting, "--operator", operator, "--output", out, *QUICK) == 0
-    assert pixels(out / "images" / "a.png").shape == (16, 16)
-    if operator.startswith("slices"):  # another size has other slices
+        operator, known = f"mask:{tmp_path / 'hole.png'}", Mask(torch.from_numpy(hole > 0))
+    else:
+        known = parse_operator(name)
+        left = known.adjoint(known(truth)) if name.startswith("kspace") else known(truth)
+    assert float(left.abs().max()) < 1
+    np.save(tmp_path / "a.npy", (left[0, 0].numpy() + 1) / 2)
+    words = ("--operator", operator, "--solver", "projected", "--npy", "--output", tmp_path / "out", *QUICK)
+    assert anodiff("restore", world.raw, tmp_path / "a.npy", *words) == 0
+    found = torch.from_numpy(np.load(tmp_path / "out" / "arrays" / "a.npy") * 2 - 1)[None, None]
+    torch.testing.assert_close(known(found), known(truth), atol=1e-4, rtol=0)
+    assert float((found - truth).abs().max()) > 1e-3
+    if name.startswith("slices"):  # another size has other slices
         assert anodiff("restore", world.raw, inputs, "--operator", operator, "--output", tmp_path / "b", *QUICK) == 1
         assert "expected 16x16" in world.read_table(tmp_path / "b" / "results.csv")[0]["error"]
+
+
+@pytest.mark.parametrize("intensity", [{}, {"kind": "robust", "clip": 4}], ids=["unit_range", "robust"])
+def test_what_a_hole_holds_is_not_looked_at(
+    anodiff: Run, world: Any, inputs: Path, tmp_path: Path, intensity: dict[str, Any]
+) -> None:
+    model = load(world.raw)
+    preprocess = model.config.preprocess.model_dump() | {"intensity": intensity}
+    config = type(model.config).model_validate(model.config.model_dump() | {"preprocess": preprocess})
+    DiffusionModel(config, model.denoiser).save(tmp_path / "model.safetensors")
+    before = pixels(inputs / "i000.png")
+    found = []
+    for value in (0, 255):
+        image = before.copy()
+        image[6:14, 0:10] = value
+        Image.fromarray(image).save(tmp_path / "x.png")
+        out = tmp_path / f"out{value}"
+        arguments = ("--box", "6,0,8,10", "--npy", "--output", out, *QUICK)
+        assert anodiff("inpaint", tmp_path / "model.safetensors", tmp_path / "x.png", *arguments) == 0
+        found.append(np.load(out / "arrays" / "x.npy"))
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_a_rician_level_comes_from_the_background_unless_that_is_cut_off(
+    anodiff: Run, world: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:16, :16]
+    clean = 120.0 * (np.hypot(y - 7.5, x - 7.5) < 5)
+    noisy = np.hypot(clean + 3 * rng.normal(size=clean.shape), 3 * rng.normal(size=clean.shape))
+    for name, image in (("seen", noisy), ("cut", np.where(clean > 0, noisy, 0))):
+        Image.fromarray(np.rint(image).astype(np.uint8)).save(tmp_path / f"{name}.png")
+        words = ("--noise", "rician", "--output", tmp_path / name)
+        assert anodiff("denoise", world.raw, tmp_path / f"{name}.png", *words, *QUICK) == 0
+        row = world.read_table(tmp_path / name / "results.csv")[0]
+        assert row["sigma_from"] == ("background" if name == "seen" else "foreground")
+        assert ("estimated inside the foreground" in capfd.readouterr().err) == (name == "cut")
+        if name == "seen":
+            assert float(row["sigma"]) == pytest.approx(3 / 127.5, rel=0.25)
+
+
+def test_masks_in_subfolders_belong_to_the_images_of_the_same_path(tmp_path: Path) -> None:
+    masks = tmp_path / "masks"
+    holes = {"a/x.png": 1, "b/x_mask.png": 2, "y.png": 3}
+    for name, row in holes.items():
+        (masks / name).parent.mkdir(parents=True, exist_ok=True)
+        hole = np.zeros((8, 8), dtype=np.uint8)
+        hole[row] = 255
+        Image.fromarray(hole).save(masks / name)
+    source = mask_source(masks, None)
+    assert source is not None
+    for image, row in (("a/x.png", 1), ("b/x.tif", 2), ("c/y.png", 3)):
+        found = source(Item("i", f"{tmp_path}/scans/{image}"), (8, 8))
+        np.testing.assert_array_equal(np.flatnonzero(found.any(axis=1)), [row])
+    with pytest.raises(InputError, match=r"x\.png and .*x_mask\.png"):
+        source(Item("i", f"{tmp_path}/scans/x.png"), (8, 8))
+    with pytest.raises(InputError, match="found none"):
+        source(Item("i", f"{tmp_path}/scans/z.png"), (8, 8))
+    before = mask_settings(masks, None)
+    (masks / "a").rename(masks / "c")
+    assert mask_settings(masks, None) != before
+    with pytest.raises(InputError, match="at most 3 pixels"):
+        mask_source(masks, None, 3)(Item("i", "scans/y.png"), (8, 8))  # type: ignore[misc]
+    Image.fromarray(hole).save(masks / "y_mask.png")
+    with pytest.raises(DataError, match="one mask for y"):
+        mask_source(masks, None)
+    (masks / "y_mask.png").unlink()
+    (masks / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError, match=r"gone\.png: expected a mask, found a link"):
+        mask_source(masks, None)
+
+
+def test_padding_beside_a_hole_is_missing_too() -> None:
+    mask = np.zeros((4, 8), dtype=bool)
+    mask[0, :2] = True
+    found = _model_mask(mask, Geometry((4, 8), (8, 8), (2, 0, 4, 8)))
+    np.testing.assert_array_equal(
+        np.argwhere(found.numpy()), [[row, column] for row in range(3) for column in range(2)]
+    )
 
 
 def test_an_edit_stays_inside_its_box(anodiff: Run, world: Any, inputs: Path, tmp_path: Path) -> None:
@@ -190,6 +286,20 @@ def test_a_result_does_not_depend_on_its_batch_mates(anodiff: Run, world: Any, i
         (("inpaint", "--box", "1,2,3"), "Y,X,H,W"),
         (("inpaint", "--mask", "nowhere.png"), "no such path"),
         (("inpaint", "--box", "1,1,4,4", "--solver", "best"), "solver"),
+        (("inpaint", "--box", "1,1,4,4", "--preset", "one-step"), "--preset: expected --where-anomalous"),
+        (
+            ("inpaint", "--box", "1,1,4,4", "--solver", "resampled", "--sampler", "heun"),
+            "expected a sampler of ancestral",
+        ),
+        (("restore", "--operator", "superres:2", "--solver", "resampled"), "needs a mask"),
+        (("restore", "--operator", "slices:every:2:4"), "spatial axis below 2"),
+        (
+            ("restore", "--operator", "superres:2", "--solver", "projected", "--sigma-y", "0.1", "--sampler", "dpmpp"),
+            "expected a sampler of ancestral",
+        ),
+        (("edit", "--strength", "2"), "strength"),
+        (("edit", "--sigma", "50"), "that the model was trained on, up to"),
+        (("denoise", "--sigma", "50", "--sample"), "that the model was trained on, up to"),
         (("restore", "--operator", "superres:3"), "factor that divides"),
         (("restore", "--operator", "magic:3"), "--operator: expected"),
         (("restore", "--operator", "mask:"), "mask:FILE"),
@@ -212,3 +322,4 @@ def test_unusable_arguments_are_one_sentence(
     error = capfd.readouterr().err
     assert says in error
     assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()

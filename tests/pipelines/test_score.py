@@ -13,6 +13,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,13 @@ import torch
 from PIL import Image
 
 import anodiff as library
+from anodiff.config import parse_config
 from anodiff.data.readers import read_image
 from anodiff.engine import files
 from anodiff.engine.files import load_map
+from anodiff.errors import StorageError
+from anodiff.model import build_denoiser
+from anodiff.pipelines.scoring import ScoreJob
 
 Run = Callable[..., int]
 COLUMNS = ["id", "path", "score", "p_value", "is_anomalous", "threshold", "nfe", "status", "error"]
@@ -93,6 +98,49 @@ def test_batch_order_names_and_mates_do_not_change_a_bit(anodiff: Run, world: An
         found.append({seed: (row["score"], row["p_value"], m) for seed, row, m in zip(seeds, rows, maps, strict=True)})
     assert found[0] == found[1] == found[2]
     assert len({score for score, _, _ in found[0].values()}) == 33
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Path:
+    """A model calibrated for `default` whose tensors are large enough for torch to share them among threads."""
+    torch.manual_seed(1)
+    network = {"channels": [16, 16], "blocks": 1, "attention": [False, True], "stem": 1, "head_channels": 8}
+    config = parse_config(
+        {"name": "wide", "preprocess": {"size": [32, 32]}, "network": network, "engine": {"network_batch": 16}}
+    )
+    denoiser = build_denoiser(config)
+    for parameter in denoiser.parameters():
+        if parameter.ndim > 1 and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    model = library.DiffusionModel(config, denoiser)
+    detector = library.AnomalyDetector(model, "default", device="cpu", precision="fp32")
+    detector.fit(torch.rand(12, 1, 32, 32, generator=torch.Generator().manual_seed(2)) * 2 - 1, rate=0.2)
+    assert detector.calibration is not None
+    model.calibrations = {"default": detector.calibration}
+    model.save(tmp_path / "wide.safetensors")
+    return tmp_path / "wide.safetensors"
+
+
+def test_default_preset_on_several_threads_keeps_every_bit(
+    anodiff: Run, world: Any, wide: Path, tmp_path: Path
+) -> None:
+    torch.set_num_threads(3)  # an odd number, which is made even; the fixture of conftest.py puts it back
+    found: list[dict[int, Any]] = []
+    for number, (batch, count) in enumerate(((32, 33), (7, 15), (1, 6))):
+        seeds = list(range(800, 800 + count))
+        random.Random(number).shuffle(seeds)
+        folder, out = tmp_path / f"in{number}", tmp_path / f"out{number}"
+        folder.mkdir()
+        for place, seed in enumerate(seeds):
+            Image.fromarray(world.picture(seed)[0]).save(folder / f"{number}-{place:02d}.png")
+        options = ("--batch-size", batch, "--precision", "fp32", "--no-heatmaps")
+        assert anodiff("score", wide, folder, "--output", out, *options) == 0
+        rows = world.read_table(out / "scores.csv")
+        maps = [np.load(out / "maps" / f"{row['id']}.npy").tobytes() for row in rows]
+        found.append({seed: (row["score"], row["p_value"], m) for seed, row, m in zip(seeds, rows, maps, strict=True)})
+    assert all(result == found[0][seed] for other in found[1:] for seed, result in other.items())
+    assert len({score for score, _, _ in found[0].values()}) == 33
+    assert torch.get_num_threads() == 2
 
 
 def test_another_internal_batch_agrees_to_rounding(anodiff: Run, world: Any, inputs: Path, tmp_path: Path) -> None:
@@ -198,6 +246,135 @@ def test_a_preset_without_calibration_scores_raw_and_says_so(
         assert (out / "heatmaps" / f"{row['id']}.png").is_file()
 
 
+def test_a_file_nobody_may_read_costs_its_own_row(anodiff: Run, world: Any, inputs: Path, tmp_path: Path) -> None:
+    secret = inputs / "i002.png"
+    secret.chmod(0)
+    if os.access(secret, os.R_OK):
+        pytest.skip("this user may read every file (root)")
+    try:
+        assert anodiff("score", world.model, inputs, "--output", tmp_path / "out") == 1
+    finally:
+        secret.chmod(0o600)
+    rows = {row["path"]: row for row in world.read_table(tmp_path / "out" / "scores.csv")}
+    assert len(rows) == 9
+    assert [path for path, row in rows.items() if row["status"] != "ok"] == [str(secret)]
+    assert "Permission denied" in rows[str(secret)]["error"]
+
+
+def test_another_precision_than_the_calibrations_is_said_aloud(
+    anodiff: Run, world: Any, inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = library.load(world.model)
+    calibration = model.calibrations["one-step"]
+    assert calibration.precision is not None
+    model.calibrations = {"one-step": replace(calibration, precision="bf16")}
+    model.save(tmp_path / "other.safetensors")
+    out = tmp_path / "out"
+    assert anodiff("score", tmp_path / "other.safetensors", inputs, "--output", out, "--precision", "fp32") == 0
+    assert capfd.readouterr().err.count("calibrated in bf16 and scored in fp32") == 1
+    page = (out / "report.html").read_text()
+    assert "calibrated in bf16 and scored in fp32" in page
+    assert "precision.calibrated" in page
+    assert all(row["p_value"] for row in world.read_table(out / "scores.csv"))
+    same = ("--precision", calibration.precision)
+    assert anodiff("score", world.model, inputs, "--output", tmp_path / "same", *same) == 0
+    assert "calibrated in" not in capfd.readouterr().err
+
+
+def test_floats_of_unknown_range_fail_with_a_way_out_that_works(anodiff: Run, world: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    np.save(folder / "wide.npy", world.picture(1)[0].astype(np.float32))
+    np.save(folder / "unit.npy", world.picture(1)[0].astype(np.float32) / 255)
+    assert anodiff("score", world.raw, folder, "--output", tmp_path / "out") == 1
+    rows = {Path(row["path"]).name: row for row in world.read_table(tmp_path / "out" / "scores.csv")}
+    assert rows["unit.npy"]["status"] == "ok"
+    assert "preprocess.value_range: [low, high]" in rows["wide.npy"]["error"]
+    out, option = tmp_path / "given", ("--set", "preprocess.value_range=[0, 255]")
+    Image.fromarray(world.picture(1)[0]).save(folder / "bytes.png")
+    assert anodiff("score", world.raw, folder / "wide.npy", folder / "bytes.png", "--output", out, *option) == 0
+    assert len(set(scores(world, out).values())) == 1
+
+
+def test_heatmaps_without_calibration_are_recorded_and_go_on(
+    anodiff: Run, world: Any, inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    calm, out = tmp_path / "calm", tmp_path / "out"
+    assert anodiff("score", world.raw, inputs, "--output", calm) == 0
+    assert "drawing: 9/9 heatmaps" in capfd.readouterr().err
+    pictures = {path.name: path.read_bytes() for path in (calm / "heatmaps").iterdir()}
+    assert len(pictures) == 9
+    draw = ScoreJob.draw
+
+    def full(job: ScoreJob, path: Path, *rest: Any) -> None:
+        if path.name == "i003.png":
+            raise StorageError("cannot write: no space left on the device")
+        draw(job, path, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ScoreJob, "draw", full)
+        assert anodiff("score", world.raw, inputs, "--output", out) == 2
+    assert "no space left" in capfd.readouterr().err
+    assert "i003.png" not in {path.name for path in (out / "heatmaps").iterdir()}
+    moments = {path.name: path.stat().st_mtime_ns for path in (out / "maps").iterdir()}
+    assert anodiff("score", world.raw, inputs, "--output", out) == 0
+    assert {path.name: path.read_bytes() for path in (out / "heatmaps").iterdir()} == pictures
+    assert {path.name: path.stat().st_mtime_ns for path in (out / "maps").iterdir()} == moments  # nothing done twice
+    (out / "heatmaps" / "i001.png").unlink()  # recorded files are missed, and made again
+    assert anodiff("score", world.raw, inputs, "--output", out) == 0
+    assert {path.name: path.read_bytes() for path in (out / "heatmaps").iterdir()} == pictures
+    # More inputs change the one scale of the run: all are drawn again. Starting anew removes what the rows recorded.
+    world.write_images(inputs / "wild", 2, 900, lesion=True)
+    assert anodiff("score", world.raw, inputs, "--output", out) == 0
+    fresh = tmp_path / "fresh"
+    assert anodiff("score", world.raw, inputs, "--output", fresh) == 0
+    for path in (fresh / "heatmaps").iterdir():
+        assert (out / "heatmaps" / path.name).read_bytes() == path.read_bytes()
+    assert anodiff("score", world.raw, inputs / "deep", "--output", out, "--overwrite") == 0
+    assert len(list((out / "heatmaps").iterdir())) == 4
+
+
+def test_an_image_that_cannot_be_drawn_fails_its_row_only(
+    anodiff: Run, world: Any, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(job: ScoreJob, path: Path, *rest: Any) -> None:
+        if path.name == "i003.png":
+            raise ValueError("a pen without ink")
+
+    monkeypatch.setattr(ScoreJob, "draw", broken)
+    assert anodiff("score", world.raw, inputs, "--output", tmp_path / "out") == 1
+    rows = {row["id"]: row for row in world.read_table(tmp_path / "out" / "scores.csv")}
+    assert len(rows) == 9
+    assert {name: row["error"] for name, row in rows.items() if row["status"] != "ok"} == {
+        "i003": "ValueError: a pen without ink"
+    }
+
+
+def test_without_calibration_and_maps_there_are_no_heatmaps_and_it_says_so(
+    anodiff: Run, world: Any, inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert anodiff("score", world.raw, inputs, "--output", out, "--no-maps") == 0
+    said = [line for line in capfd.readouterr().err.splitlines() if "no heatmaps are drawn" in line]
+    assert len(said) == 1
+    assert "--no-maps" in said[0]
+    assert "no heatmaps are drawn" in (out / "report.html").read_text()
+    assert not (out / "heatmaps").exists()
+    assert anodiff("score", world.raw, inputs, "--output", tmp_path / "b", "--no-maps", "--no-heatmaps") == 0
+    assert "no heatmaps are drawn" not in capfd.readouterr().err
+
+
+def test_wall_time_and_computing_time_are_told_apart(
+    anodiff: Run, world: Any, inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert anodiff("score", world.model, inputs, "--output", tmp_path / "out") == 0
+    assert "images/s end to end" in capfd.readouterr().err
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "images a second, end to end" in page
+    assert "seconds of computing an image" in page
+
+
 def test_maps_and_heatmaps_can_be_left_out(anodiff: Run, world: Any, inputs: Path, tmp_path: Path) -> None:
     options = ("--output", tmp_path / "out", "--no-maps", "--no-heatmaps")
     assert anodiff("score", world.model, inputs, *options) == 0
@@ -218,6 +395,11 @@ def test_results_inside_the_inputs_are_never_scored(anodiff: Run, world: Any, in
         (["--preset", "defualt"], "did you mean 'default'"),
         (["--set", "network.blocks=3"], "fixed by training"),
         (["--set", "engine.network_bach=3"], "network_batch"),
+        (["--set", "engin.network_batch=3"], "did you mean 'engine.network_batch'"),
+        (["--set", "netwrk.blocks=3"], "did you mean 'network.blocks'"),
+        (["--set", "network_batch=3"], "did you mean 'engine.network_batch'"),
+        (["--set", "presets.one-step.smoth_px=3"], "did you mean 'smooth_px'"),
+        (["--set", "presets.onestep.smooth_px=3"], "did you mean 'one-step'"),
         (["--set", "nonsense"], "key.sub=value"),
         (["--device", "cuda:99"], "cuda:99"),
         (["--precision", "fp8"], "fp8"),

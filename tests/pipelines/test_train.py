@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import pytest
 import yaml
 
 import anodiff as library
+from anodiff.data.readers import read_image
+from anodiff.data.seen import pixel_hash
 
 Run = Callable[..., int]
 
@@ -73,6 +76,71 @@ def test_a_group_in_train_and_val_is_refused_before_training(
     table.write_text("\n".join(["path,label,mask,group,split", *rows]))
     assert train(anodiff, recipe, table, tmp_path / "run") == 2
     assert "expected groups in one split only, found 1 in both train and val, 'b' first" in capsys.readouterr().err
+
+
+def test_anomalous_rows_of_train_and_val_are_never_learnt_from(
+    anodiff: Run, world: Any, recipe: Path, tmp_path: Path
+) -> None:
+    rows = ["path,label,split"]
+    for split in ("train", "val"):
+        normals = sorted((world.data / split / "good").glob("*.png"))
+        spots = sorted((world.data / "test" / "spot").glob("*.png"))
+        rows += [f"{path},0,{split}" for path in normals]
+        rows += [f"{path},1,{split}" for path in (spots[:3] if split == "train" else spots[3:])]
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(rows))
+    assert train(anodiff, recipe, table, tmp_path / "run") == 0
+    used = world.read_table(tmp_path / "run" / "split.csv")
+    assert len(used) == 54
+    assert not any("spot" in row["path"] for row in used)
+    assert library.load(tmp_path / "run" / "model.safetensors").calibrations["one-step"].counts == {
+        "standardise_images": 30, "standardise_groups": 30, "threshold_images": 24, "threshold_groups": 24,
+    }  # fmt: skip
+
+
+def test_unreadable_images_are_named_and_the_model_is_written(
+    anodiff: Run, world: Any, recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(world.data, data)
+    (data / "train" / "good" / "i004.png").write_bytes(b"")
+    (data / "val" / "good" / "i001.png").write_text("no picture")
+    assert train(anodiff, recipe, data, run) == 1
+    sentence = next(line for line in capfd.readouterr().err.splitlines() if line.startswith("left out 2 images"))
+    assert "i004.png" in sentence
+    assert "i001.png" in sentence
+    model = library.load(run / "model.safetensors")
+    assert model.provenance["training_images"] == 29
+
+
+def test_the_model_knows_its_training_images_again(
+    anodiff: Run, world: Any, recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert train(anodiff, recipe, world.data, run) == 0
+    model = run / "model.safetensors"
+    seen = library.load(model).seen
+    assert seen is not None
+    learnt, held = (
+        [pixel_hash(read_image(path)) for path in (world.data / part / "good").glob("*.png")]
+        for part in ("train", "val")
+    )
+    assert seen.count(learnt) == (30, 30)
+    assert seen.count(held) == (0, 24)
+    calibration = library.load(model).calibrations["one-step"]
+    assert calibration.precision in ("fp32", "bf16")
+    assert calibration.preprocess == library.load(model).config.preprocess.model_dump(mode="json")
+    table = tmp_path / "table.csv"
+    rows = [f"{path},0" for path in sorted((world.data / "train" / "good").glob("*.png"))[:4]]
+    rows += [f"{path},{int(kind == 'spot')}" for kind in ("good", "spot")
+             for path in sorted((world.data / "test" / kind).glob("*.png"))]  # fmt: skip
+    table.write_text("\n".join(["path,label", *rows]))
+    capfd.readouterr()
+    assert anodiff("evaluate", model, table, "--output", tmp_path / "out") == 0
+    assert "the model has learnt from 4 of these 18 images" in capfd.readouterr().err
+    assert "has learnt from 4 of these 18" in (tmp_path / "out" / "report.html").read_text()
+    assert anodiff("evaluate", model, world.data, "--output", tmp_path / "clean") == 0
+    assert "learnt from" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", ["preset=defualt", "presets.default.smoth_px=1", "presets.default.levels=[-1]"])

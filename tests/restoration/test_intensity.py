@@ -12,7 +12,7 @@ from PIL import Image
 from anodiff.config import PreprocessConfig
 from anodiff.data.preprocess import Preprocessor
 from anodiff.data.readers import RawImage, read_image
-from anodiff.restoration.intensity import intensity_of
+from anodiff.restoration.intensity import background_of, intensity_of, without
 from anodiff.restoration.output import like_file, png_pixels, read_values, write_image
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -35,6 +35,10 @@ def picture(dtype: str = "uint8", channels: int = 1, size: tuple[int, int] = (24
     return RawImage(values.astype(np.float32), 0.0, high, dtype, "x")
 
 
+def pillow_resized(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(Image.fromarray(plane).resize(size[::-1], Image.Resampling.BILINEAR))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("foreground", ["none", "otsu"])
 @pytest.mark.parametrize("channels", [1, 3])
@@ -48,16 +52,49 @@ def test_the_way_back_inverts_the_preprocessor(
     preprocessor = Preprocessor(settings)
     raw = picture(channels=channels)
     prepared = preprocessor(raw)
-    back = intensity_of(raw, preprocessor).back(preprocessor.back(prepared.image, prepared.geometry))
     limit = settings.intensity.clip if "zscore" in kind else 1
-    inside = np.abs(preprocessor.back(prepared.image, prepared.geometry)) < (limit or np.inf) * 0.999
-    if size == (24, 20):
-        values, expected = np.moveaxis(back, 2, 0)[inside], np.moveaxis(raw.pixels, 2, 0)[inside]
-        np.testing.assert_allclose(values, expected, atol=0.01)
-    else:  # the way there again: only the resizing has lost something
-        again = intensity_of(raw, preprocessor)
-        there = (np.moveaxis(back, 2, 0) - again.offset[:, None, None]) / again.scale[:, None, None]
-        np.testing.assert_allclose(there, preprocessor.back(prepared.image, prepared.geometry), atol=1e-4)
+    top, left, height, width = prepared.geometry.box
+    values = prepared.image.numpy()[:, top : top + height, left : left + width]
+    back = np.moveaxis(intensity_of(raw, preprocessor).back(values), 2, 0)
+    expected = np.stack([pillow_resized(raw.pixels[..., c], (height, width)) for c in range(channels)])
+    inside = np.abs(values) < (limit or np.inf) * 0.999
+    assert inside.mean() > 0.2
+    np.testing.assert_allclose(back[inside], expected[inside], atol=0.01)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("foreground", ["otsu", "threshold"])
+def test_what_a_hole_holds_decides_nothing(kind: str, foreground: str) -> None:
+    settings = PreprocessConfig.model_validate(
+        {"channels": 1, "size": (16, 16), "intensity": KINDS[kind], "foreground": foreground}
+    )
+    raw, hole = picture("float32"), np.zeros((24, 20), dtype=bool)
+    hole[8:16, 0:9] = True
+    found = []
+    for value in (0.0, 40.0):
+        pixels = np.where(hole[..., None], np.float32(value), raw.pixels)
+        high = float(max(1.0, pixels.max()))
+        blind = without(RawImage(pixels, 0.0, high, "float32", "x"), hole)
+        np.testing.assert_array_equal(blind.pixels[~hole], raw.pixels[~hole])
+        found.append((Preprocessor(settings)(blind), intensity_of(blind, Preprocessor(settings))))
+    (first, one), (second, two) = found
+    assert bool((first.image == second.image).all())
+    assert bool((first.foreground == second.foreground).all())
+    np.testing.assert_array_equal(one.scale, two.scale)
+    np.testing.assert_array_equal(one.offset, two.offset)
+
+
+def test_the_background_is_neither_eroded_nor_padding() -> None:
+    settings = PreprocessConfig.model_validate(
+        {"channels": 1, "size": (32, 24), "foreground": "threshold", "foreground_erode_px": 2}
+    )
+    raw = picture("uint8", size=(24, 24))
+    preprocessor = Preprocessor(settings)
+    background, prepared = background_of(raw, preprocessor), preprocessor(raw)
+    assert not background[:4].any()
+    assert not background[-4:].any()
+    np.testing.assert_array_equal(background[4:28], raw.pixels[..., 0] <= settings.foreground_threshold * 255)
+    assert (~background[4:28]).sum() > int(prepared.foreground.sum())
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32", "bool"])

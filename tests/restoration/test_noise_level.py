@@ -9,6 +9,7 @@ import torch
 from anodiff.restoration.noise_level import (
     estimate_rician_sigma,
     estimate_sigma,
+    round_levels,
     stabilise_poisson,
     stabilise_rician,
     unstabilise_poisson,
@@ -44,10 +45,43 @@ def test_rician_level_comes_from_the_background() -> None:
     magnitude = np.hypot(amplitude + 0.07 * rng.normal(size=(64, 64)), 0.07 * rng.normal(size=(64, 64)))
     image = torch.from_numpy(magnitude)[None, None] - 1
     inside = torch.from_numpy(amplitude > 0)[None]
-    found = estimate_rician_sigma(image, inside, torch.tensor([-1.0]))
+    zero = torch.tensor([-1.0])
+    found, told = estimate_rician_sigma(image, inside, zero)
     assert float(found) == pytest.approx(0.07, rel=0.05)
+    assert told.tolist() == [True]
     blank = torch.where(inside[:, None], image, -1.0)
-    assert float(estimate_rician_sigma(blank, inside, torch.tensor([-1.0]))) == pytest.approx(0.07, rel=0.1)
+    found, told = estimate_rician_sigma(blank, inside, zero)
+    assert float(found) == pytest.approx(0.07, rel=0.1)
+    assert told.tolist() == [False]
+
+
+def test_a_clipped_background_tells_nothing_and_padding_is_none() -> None:
+    """The clip of a robust normalisation: 0.2 above magnitude 0 it hides all the noise, 0.05 above a part of it."""
+    rng = np.random.default_rng(0)
+    amplitude = np.zeros((64, 64))
+    amplitude[16:48, 16:48] = 0.9
+    magnitude = np.hypot(amplitude + 0.07 * rng.normal(size=(64, 64)), 0.07 * rng.normal(size=(64, 64)))
+    inside = torch.from_numpy(amplitude > 0)[None]
+    for clip, from_background in ((0.2, False), (0.05, True)):
+        image = torch.from_numpy(magnitude - 1 - clip)[None, None].clamp(min=-1)
+        found, told = estimate_rician_sigma(image, inside, torch.tensor([-1.0 - clip]))
+        assert told.tolist() == [from_background]
+        assert float(found) == pytest.approx(0.07, rel=0.1)
+    image = torch.from_numpy(magnitude)[None, None] - 1
+    image[..., :14, :] = -1.0  # as padding repeats a border
+    image[..., -14:, :] = -1.0
+    background = ~inside
+    background[:, :14], background[:, -14:] = False, False
+    found, told = estimate_rician_sigma(image, inside, torch.tensor([-1.0]), background)
+    assert told.tolist() == [True]
+    assert float(found) == pytest.approx(0.07, rel=0.1)
+
+
+def test_rounded_levels_are_near_and_few() -> None:
+    levels = torch.linspace(0.05, 0.1, 1000, dtype=torch.float64)
+    rounded = round_levels(levels)
+    assert float((rounded / levels).log2().abs().max()) <= 1 / 16 + 1e-9
+    assert len(rounded.unique()) in (8, 9, 10)
 
 
 @pytest.mark.parametrize("amplitude", [0.0, 0.7, 2.0, 5.0, 11.0, 30.0])

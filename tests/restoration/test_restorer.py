@@ -136,6 +136,7 @@ def test_the_estimate_is_the_denoiser_and_samples_cost_three_decibels(exact: Res
     assert float(found.uncertainty.mean()) == pytest.approx(variance**0.5, rel=0.1)
     by_gradient = exact.denoise(noisy, sigma, uncertainty=True)
     assert by_gradient.gradients == 16
+    assert by_gradient.nfe == 2
     torch.testing.assert_close(by_gradient.uncertainty, torch.full_like(noisy, variance**0.5))
     assert torch.equal(by_gradient.images, found.images)
 
@@ -147,6 +148,74 @@ def test_denoising_has_the_same_bits_in_any_batch(restorer: Restorer) -> None:
         assert torch.equal(whole.images[1:2], alone.images)
         if whole.uncertainty is not None:
             assert torch.equal(whole.uncertainty[1:2], alone.uncertainty)
+
+
+class Mixing(nn.Module):
+    """A denoiser that links every voxel with one far away, where probing by signs is a matter of chance."""
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return 0.5 * x + 0.2 * x.roll(4, -1)
+
+
+def test_the_seed_reaches_the_probes_of_the_uncertainty() -> None:
+    restorer = Restorer(SimpleNamespace(denoiser=Mixing()), device="cpu", network_batch=2)
+    first, second = (restorer.denoise(images(2), 0.3, uncertainty=True, seed=seed).uncertainty for seed in (0, 1))
+    assert not torch.equal(first, second)
+
+
+def test_samples_of_alike_images_share_their_batches(restorer: Restorer) -> None:
+    """Four images of about one noise: one batch of chains, not one an image; each as if it were alone."""
+    x = images(1).repeat(4, 1, 1, 1) * torch.tensor([1, 1.001, 1.002, 1.003]).reshape(4, 1, 1, 1)
+    before = restorer.denoiser.calls
+    found = restorer.denoise(x, samples=1)
+    batch = restorer.denoiser.network_batch
+    assert restorer.denoiser.calls - before == 4 + STEPS * batch * -(-4 // batch)
+    assert found.sigma_from == ("foreground",) * 4
+    assert torch.equal(restorer.denoise(x[2:3], samples=1).samples, found.samples[2:3])
+
+
+def test_gradients_take_what_lies_on_another_device(restorer: Restorer) -> None:
+    """The meta device stands in for one with an accelerator: it computes nothing, but refuses what is elsewhere."""
+    denoiser = restorer.denoiser
+    denoiser.device, denoiser.denoiser = torch.device("meta"), Mixing()
+    values, pullback = denoiser.linearise(images(2), 0.5)
+    assert values.device.type == "meta"
+    assert pullback(images(2).double()).device.type == "meta"
+
+
+def test_no_chain_starts_above_what_the_network_has_seen(restorer: Restorer) -> None:
+    x = images(1)
+    for start in (lambda: restorer.edit(x, 21.0), lambda: restorer.denoise(x, 21.0, samples=1)):
+        with pytest.raises(ConfigError, match=r"up to 20\.09, found 21"):
+            start()
+    with pytest.raises(InputError, match="an estimate"):
+        restorer.denoise(x * 400, samples=1)
+    assert restorer.denoise(x, 21.0).nfe == 1
+
+
+@pytest.mark.parametrize(
+    ("operator", "options", "sampler"),
+    [
+        (Slices(2), {"solver": "best"}, None),
+        (SuperResolution(2), {"solver": "resampled"}, None),
+        (Jpeg(30), {"solver": "proximal"}, None),
+        (Jpeg(30), {"sigma_y": 0.1}, None),
+        (Slices(2, axis=5), {}, None),
+        (Slices(2), {"solver": "projected", "sigma_y": 0.1}, "dpmpp"),
+        (Slices(2), {"sigma_y": -1.0}, None),
+    ],
+)
+def test_pairings_are_checked_without_the_network(
+    model: DiffusionModel, operator: Any, options: dict[str, Any], sampler: str | None
+) -> None:
+    restorer = Restorer(model, device="cpu", steps=2, sampler=sampler)
+    with pytest.raises(ConfigError):
+        restorer.check(operator, (1, 16, 16), **options)
+    with pytest.raises(ConfigError):
+        restorer.restore(images(1), operator, **options)
+    assert restorer.denoiser.calls <= 4
+    for good in (Slices(2), gaussian_blur(1.0), SuperResolution(2), Jpeg(30)):
+        Restorer(model, device="cpu", steps=2).check(good, (1, 16, 16))
 
 
 def test_an_edit_changes_what_it_may(restorer: Restorer) -> None:
@@ -189,7 +258,11 @@ def test_restoring_gaussian_data_beats_what_was_measured(exact: Restorer) -> Non
     noisy = x + 0.2 * torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
     found = exact.restore(None, Mask(torch.zeros(16, 16, dtype=torch.bool)), noisy, sigma_y=0.2, samples=16)
     mean = found.samples.mean(dim=1)
-    torch.testing.assert_close(mean, noisy * (0.16 / (0.16 + 0.04)), atol=0.2, rtol=0)
+    error = mean - noisy * (0.16 / (0.16 + 0.04))
+    variance = 1 / (1 / 0.16 + 1 / 0.04)
+    assert float(error.square().mean()) == pytest.approx(variance / 16, rel=0.15)
+    assert float((error * noisy).sum() / noisy.square().sum()) == pytest.approx(0, abs=0.01)
+    assert float(found.uncertainty.square().mean()) == pytest.approx(variance, rel=0.15)
     assert float((mean - x).square().mean()) < float((noisy - x).square().mean())
 
 
@@ -219,6 +292,13 @@ def test_bad_arguments_are_named(restorer: Restorer, model: DiffusionModel) -> N
         lambda: restorer.denoise(x, 0.0),
         lambda: restorer.denoise(x, noise="poisson"),
         lambda: restorer.denoise(x, noise="rician", samples=1),
+        lambda: restorer.denoise(x, noise="rician", uncertainty=True),
+        lambda: restorer.denoise(x, noise="poisson", gain=5.0, uncertainty=True),
+        lambda: restorer.denoise(x, 0.1, noise="poisson", gain=5.0),
+        lambda: restorer.denoise(x, noise="poisson", gain=0.0),
+        lambda: restorer.denoise(x, noise="poisson", gain=-2.0),
+        lambda: restorer.denoise(x, gain=5.0),
+        lambda: restorer.denoise(x, samples=-1),
         lambda: restorer.inpaint(x, HOLE[:8]),
         lambda: restorer.inpaint(x, HOLE, solver="best"),
         lambda: restorer.inpaint(x, HOLE, samples=0),

@@ -10,17 +10,20 @@ import sys
 import textwrap
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from anodiff.anomaly import AnomalyDetector
 from anodiff.config import AugmentConfig, parse_config
 from anodiff.errors import TrainingError
 from anodiff.training import Trainer, load_checkpoint, save_checkpoint
 from anodiff.training.augment import NUMBERS, augment
 from anodiff.training.ema import EMA
+from anodiff.training.processes import Processes
 from anodiff.training.trainer import LogRow
 
 
@@ -86,6 +89,142 @@ def test_another_recipe_is_not_continued(tiny_recipe: dict[str, Any], tmp_path: 
     save_checkpoint(trainer(tiny_recipe), tmp_path / "checkpoint.pt")
     with pytest.raises(TrainingError, match=r"training\.lr: 0\.001 -> 0\.002"):
         load_checkpoint(trainer(tiny_recipe, lr=2e-3), tmp_path / "checkpoint.pt")
+
+
+def test_weights_that_are_not_finite_never_replace_a_good_checkpoint(
+    tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    good = trainer(tiny_recipe)
+    good.step()
+    save_checkpoint(good, path)
+    before = path.read_bytes()
+    for module in (good.averaged.network, good.network):
+        parameter = next(module.parameters())
+        kept = parameter.detach().clone()
+        with torch.no_grad():
+            parameter.view(-1)[0] = float("nan")
+        with pytest.raises(
+            TrainingError, match="expected finite weights, found weights that are not finite; try --set"
+        ):
+            save_checkpoint(good, path)
+        with torch.no_grad():
+            parameter.copy_(kept)
+    assert path.read_bytes() == before
+    load_checkpoint(trainer(tiny_recipe), path)
+
+
+def test_an_update_that_breaks_the_weights_is_noticed_before_anything_is_written(
+    tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is that of before the update, so the last one of a round could break the weights unseen."""
+    broken = trainer(tiny_recipe, images=240)
+    step = broken.step
+
+    def last_one_breaks() -> torch.Tensor:
+        loss = step()
+        if broken.state.images_seen == 80:
+            with torch.no_grad():
+                next(broken.network.parameters()).fill_(float("inf"))
+        return loss
+
+    monkeypatch.setattr(broken, "step", last_one_breaks)
+    written: list[Any] = []
+    with pytest.raises(TrainingError, match="expected finite weights"):
+        broken.run(
+            on_log=written.append, on_validation=written.append, on_tick=written.append, should_stop=lambda: False
+        )
+    assert written == []
+
+
+def test_another_precision_is_not_continued_and_the_way_on_is_named(
+    tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(trainer(tiny_recipe), path)
+    config = parse_config(tiny_recipe)
+    other = Trainer(config, images(), images(8), device=torch.device("cpu"), precision="bf16")
+    with pytest.raises(
+        TrainingError, match="expected to go on in fp32, found bf16; add --precision fp32, or start anew"
+    ):
+        load_checkpoint(other, path)
+    assert load_checkpoint(trainer(tiny_recipe), path) == ()
+
+
+def test_other_processes_go_on_where_an_update_sees_the_same_images(
+    tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(trainer(tiny_recipe, batch_size=8), path)
+
+    def of_two(recipe: dict[str, Any], batch_size: int) -> Trainer:
+        recipe = {**recipe, "training": {**recipe["training"], "batch_size": batch_size}}
+        return Trainer(
+            parse_config(recipe), images(), images(8),
+            device=torch.device("cpu"), precision="fp32", processes=Processes(0, 2),
+        )  # fmt: skip
+
+    (note,) = load_checkpoint(of_two(tiny_recipe, 4), path)
+    assert note.startswith("goes on with 2 processes (before: 1) and the same 8 images an update")
+    with pytest.raises(TrainingError, match=r"expected updates of 8 images \(1 process\), found 16 \(2\)"):
+        load_checkpoint(of_two(tiny_recipe, 8), path)
+    with pytest.raises(TrainingError, match="expected updates of 8 images"):
+        load_checkpoint(trainer(tiny_recipe, batch_size=4), path)
+    assert load_checkpoint(trainer(tiny_recipe, batch_size=4, accumulate=2), path)
+    dropping = {**tiny_recipe, "network": {**tiny_recipe["network"], "dropout": 0.1}}
+    save_checkpoint(trainer(dropping, batch_size=8), path)
+    with pytest.raises(TrainingError, match="dropout"):
+        load_checkpoint(of_two(dropping, 4), path)
+
+
+def test_a_checkpoint_that_does_not_record_the_machine_goes_on(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(trainer(tiny_recipe), path)
+    content = torch.load(path, weights_only=True)
+    del content["precision"], content["processes"]
+    torch.save(content, path)
+    assert load_checkpoint(trainer(tiny_recipe), path) == ()
+    with pytest.raises(TrainingError, match="expected updates of 8 images"):
+        load_checkpoint(trainer(tiny_recipe, batch_size=4), path)
+
+
+def test_a_checkpoint_older_than_a_key_of_the_recipe_goes_on(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(trainer(tiny_recipe), path)
+    content = torch.load(path, weights_only=True)
+    del content["config"]["diffusion"]["noise_where"], content["config"]["diffusion"]["sigma"]["value"]
+    torch.save(content, path)
+    load_checkpoint(trainer(tiny_recipe), path)
+    changed = {**tiny_recipe, "diffusion": {**tiny_recipe["diffusion"], "noise_where": "foreground"}}
+    with pytest.raises(TrainingError, match=r"noise_where: all -> foreground"):
+        load_checkpoint(trainer(changed), path)
+
+
+def test_a_denoising_auto_encoder_learns_to_leave_bumps_out(tiny_recipe: dict[str, Any]) -> None:
+    """Coarse noise of one level in training; scored by one call on the clean image, preset dae."""
+    diffusion = {
+        "prediction": "x0", "noise": "coarse", "noise_scale": "published", "noise_where": "foreground",
+        "sigma": {"kind": "fixed", "value": 0.4}, "weight": "x0",
+    }  # fmt: skip
+    trained = trainer({**tiny_recipe, "diffusion": diffusion, "augment": {}}, images=800, lr=3e-3)
+    seen: list[torch.Tensor] = []
+    hook = trained.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    trained.step()
+    hook.remove()
+    rows, _, _ = trained._plan(0)
+    clean = trained._pick(rows)
+    scale = (1 + 0.4**2) ** 0.5
+    difference = (seen[0] * scale - clean).abs()
+    assert float(difference[clean < -0.95].max()) < 1e-5
+    assert float(difference[clean > -0.85].max()) > 0.3
+    run(trained)
+    model = SimpleNamespace(config=trained.config, denoiser=trained.averaged, calibrations={})
+    detector = AnomalyDetector(model, "dae", device="cpu", precision="fp32")
+    bumps = torch.zeros(8, 1, 16, 16)
+    bumps[:, :, 6:11, 6:11] = 0.8
+    found, before = (detector.reconstruct(x)[0] for x in (images(8) + bumps, images(8)))
+    assert detector.settings.nfe == 1
+    assert float((found - before)[bumps > 0].mean()) < 0.7 * 0.8
 
 
 def test_damaged_checkpoint_is_named(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from anodiff.data.readers import IMAGE_SUFFIXES, file_of, image_suffix
@@ -42,17 +42,33 @@ def refuse_unlisted(error: OSError) -> None:
     raise DataError(f"{error.filename}: expected a folder that can be listed, found {error.strerror or error}")
 
 
+def walk(
+    folder: str | os.PathLike[str], onerror: Callable[[OSError], None] = refuse_unlisted
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As os.walk from the top, into linked folders too, save those that lead back to a folder on the way to them.
+
+    ``onerror`` is told of each folder that cannot be listed; by default it raises DataError.
+    """
+    above = {os.fspath(folder): {os.path.realpath(folder)}}
+    for current, folders, files in os.walk(folder, onerror=onerror, followlinks=True):
+        passed = above.pop(current)
+        real = {name: os.path.realpath(os.path.join(current, name)) for name in folders}
+        folders[:] = [name for name in folders if real[name] not in passed]
+        yield current, folders, files
+        above |= {os.path.join(current, name): {*passed, real[name]} for name in folders}
+
+
 def list_images(
     folder: str | os.PathLike[str], *, masks: bool = False, onerror: Callable[[OSError], None] = refuse_unlisted
 ) -> list[str]:
-    """The image files below ``folder`` in natural order; hidden files and folders are passed over.
+    """The image files below ``folder`` in natural order, linked folders too; hidden ones are passed over.
 
     Unless ``masks``, annotations are left out too: folders named ``ground_truth`` or ``..._ground_truth``, ``Masks``
     beside ``Images``; ``x_mask``, ``x_label`` and ``x_GT`` where an image ``x`` lies beside; and the PNGs of magnetic
     tiles (``MT_*/Imgs/x.png`` beside ``x.jpg``). ``onerror`` is told of each folder that cannot be listed.
     """
     found = []
-    for current, folders, files in os.walk(folder, onerror=onerror):
+    for current, folders, files in walk(folder, onerror):
         folders[:] = [name for name in folders if not name.startswith(".") and (masks or not _is_truth(name, folders))]
         images = [name for name in files if image_suffix(name) and not name.startswith(".")]
         kept = images if masks else without_masks(current, images)

@@ -39,6 +39,13 @@ def load(path: Path, normal: Sequence[str] = ()) -> SampleTable:
         labels = {split: _labels(path, split, shapes) for split in parts}
     except InputError as error:
         raise DataError(str(error)) from None
+    several = [key for split in parts if (shapes[key := f"{split}_labels"] + (1, 1))[1] > 1]
+    if normal and several:
+        raise DataError(
+            f"{path}: expected one label an image where --normal chooses classes, "
+            f"found {shapes[several[0]][1]} columns in {several[0]} "
+            "(without --normal an image is normal where all of them are 0)"
+        )
     normals = _normals(path, np.concatenate(list(labels.values())), normal)
     samples = [
         Sample(index_path(path, f"{split}_images", row), int(label not in normals), split=split)

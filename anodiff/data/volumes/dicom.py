@@ -78,8 +78,10 @@ class Frame:
 
     index: from 0, among ``count`` frames of the file. rows_direction, columns_direction: unit vectors along which the
     column and the row number grow; None where the object has no place in the patient. spacing: (between rows, between
-    columns), None where unknown; at_detector: measured there, not in the patient. padding: the lowest and highest
-    stored value that mean "no pixel here". marks: values that may tell it from a frame at the same place.
+    columns), None where unknown; at_detector: measured there, not in the patient. thickness: of the slice; between:
+    from its middle to the next one's; None where not stated. padding: the lowest and highest stored value that mean
+    "no pixel here". burned_in: whether text is burnt into the pixels, None where not stated. marks: values that may
+    tell it from a frame at the same place.
     """
 
     path: str
@@ -106,15 +108,21 @@ class Frame:
     rows_direction: Vector | None
     columns_direction: Vector | None
     position: Vector | None
+    between: float | None = None
     lookup: bool = False
     padding: tuple[float, float] | None = None
-    burned_in: bool = False
+    burned_in: bool | None = None
     marks: tuple[str, ...] = ()
 
     @property
     def placed(self) -> bool:
         """Whether position, orientation and spacing are all known."""
         return None not in (self.rows_direction, self.position, self.spacing)
+
+    @property
+    def step(self) -> float | None:
+        """What a slice alone says of the way to the next one: the stated spacing between slices, else its thickness."""
+        return self.between or self.thickness
 
     @property
     def normal(self) -> np.ndarray:
@@ -207,7 +215,7 @@ def _common(header: Any, path: str, count: int) -> dict[str, Any]:
         "signed": _whole(header.get("PixelRepresentation"), 0) == 1,
         "lookup": bool(header.get("ModalityLUTSequence")),
         "padding": _padding(header),
-        "burned_in": str(header.get("BurnedInAnnotation", "") or "").upper() == "YES",
+        "burned_in": {"YES": True, "NO": False}.get(str(header.get("BurnedInAnnotation", "") or "").strip().upper()),
     }
 
 
@@ -232,13 +240,13 @@ def _place(header: Any, shared: Any, own: Any) -> dict[str, Any]:
     # A multi-frame object that says one position for all its frames places none of them.
     places = own is not None or _whole(header.get("NumberOfFrames"), 1) == 1
     where = _numbers(position.get("ImagePositionPatient"), 3) if places else None
-    thickness = measures.get("SpacingBetweenSlices") or measures.get("SliceThickness")
     return {
         "slope": _number(values.get("RescaleSlope"), 1.0),
         "intercept": _number(values.get("RescaleIntercept"), 0.0),
         "spacing": spacing,
         "at_detector": at_detector and spacing is not None,
-        "thickness": abs(_number(thickness, 0.0)) or None,
+        "thickness": abs(_number(measures.get("SliceThickness"), 0.0)) or None,
+        "between": abs(_number(measures.get("SpacingBetweenSlices"), 0.0)) or None,
         "rows_direction": axes[:3] if axes else None,
         "columns_direction": axes[3:] if axes else None,
         "position": where,

@@ -76,15 +76,15 @@ def _affine(frames: tuple[Frame, ...], path: str) -> tuple[np.ndarray, tuple[str
         raise InputError(f"{path}: expected positive pixel spacing, found {rows:g} x {columns:g} mm")
     affine = np.eye(4)
     if not first.placed:
-        affine[:3, :3] = np.diag([columns, rows, first.thickness or 1.0])
+        affine[:3, :3] = np.diag([columns, rows, first.step or 1.0])
         return affine, _unplaced_remarks(first)
     _check_directions(first, path)
     affine[:3, 0] = np.array(first.rows_direction) * columns
     affine[:3, 1] = np.array(first.columns_direction) * rows
     affine[:3, 3] = np.array(first.position)
     if len(frames) == 1:
-        affine[:3, 2] = first.normal * (first.thickness or 1.0)
-        return affine, () if first.thickness else ("the slice names no thickness: 1 mm is used along its normal",)
+        affine[:3, 2] = first.normal * (first.step or 1.0)
+        return affine, () if first.step else ("the slice names no thickness: 1 mm is used along its normal",)
     affine[:3, 2], remarks = _step(frames, path)
     return affine, remarks
 

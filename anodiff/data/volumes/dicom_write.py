@@ -81,19 +81,23 @@ def write_secondary_capture(
 def write_parametric_map(volume: Volume, values: np.ndarray, path: str | os.PathLike[str]) -> Path:
     """Write a map (I, J, K) as a DICOM Parametric Map of 32-bit floats (needs the extra ``dicom``).
 
-    NaN is written as 0. Raises ValueError for a map on another grid, StorageError where the volume is not DICOM, has no
-    place in the patient, highdicom is missing or refuses the source, or the file cannot be written.
+    NaN, infinity and what 32 bits cannot hold are written as 0. Raises ValueError for a map on another grid,
+    StorageError where the volume is not DICOM, has no place in the patient, highdicom is missing or refuses the source,
+    or the file cannot be written.
     """
     import_highdicom(path)
     import highdicom
     from pydicom.sr.coding import Code
 
-    array = np.nan_to_num(_planes(volume, values, path).astype(np.float32))
+    with np.errstate(over="ignore"):
+        array = _planes(volume, values, path).astype(np.float32)
+    array[~np.isfinite(array)] = 0
+    low, high = float(array.min()), float(array.max())
     mapping = highdicom.pm.RealWorldValueMapping(
         lut_label="1",
         lut_explanation="anomaly map as computed",
         unit=Code("1", "UCUM", "no units"),
-        value_range=(float(array.min()), float(max(array.max(), array.min() + 1e-6))),
+        value_range=(low, max(high, low + 1e-6)),
         slope=1.0,
         intercept=0.0,
     )
@@ -104,8 +108,8 @@ def write_parametric_map(volume: Volume, values: np.ndarray, path: str | os.Path
         path,
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[mapping],
-        window_center=float((array.max() + array.min()) / 2),
-        window_width=float(max(array.max() - array.min(), 1e-6)),
+        window_center=(high + low) / 2,
+        window_width=max(high - low, 1e-6),
         content_label="ANOMALY_MAP",
         content_description="Anomaly map",
     )
@@ -190,9 +194,12 @@ def _capture(header: Any, frame: Frame, picture: np.ndarray, series: str, number
     result.Modality, result.ConversionType, result.ImageType = "OT", "WSD", ["DERIVED", "SECONDARY"]
     result.SeriesNumber, result.InstanceNumber, result.SeriesDescription = SERIES_NUMBER, number, description
     result.Manufacturer, result.SoftwareVersions = MANUFACTURER, _version()
-    result.PatientOrientation, result.BurnedInAnnotation = None, "NO"
+    result.PatientOrientation = None
+    # The pictures are drawn over the source: they hold whatever is burnt into it.
+    if frame.burned_in is not None:
+        result.BurnedInAnnotation = "YES" if frame.burned_in else "NO"
     result.DerivationDescription = "Anomaly map drawn over the source image"
-    if frame.instance:
+    if frame.instance and header.get("SOPClassUID"):
         source = Dataset()
         source.ReferencedSOPClassUID, source.ReferencedSOPInstanceUID = header.SOPClassUID, frame.instance
         if frame.count > 1:
@@ -205,6 +212,8 @@ def _capture(header: Any, frame: Frame, picture: np.ndarray, series: str, number
         result.PixelSpacing = _decimals(frame.spacing)
     if frame.thickness:
         result.SliceThickness = _decimals((frame.thickness,))[0]
+    if frame.between:
+        result.SpacingBetweenSlices = _decimals((frame.between,))[0]
     result.Rows, result.Columns = picture.shape[:2]
     result.SamplesPerPixel, result.PhotometricInterpretation, result.PlanarConfiguration = 3, "RGB", 0
     result.BitsAllocated, result.BitsStored, result.HighBit, result.PixelRepresentation = 8, 8, 7, 0

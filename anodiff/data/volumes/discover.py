@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -11,12 +12,14 @@ from anodiff.data.readers import image_suffix
 from anodiff.data.table import make_ids
 from anodiff.data.volumes.dicom import Frame, Group, group_frames, group_key, read_frames
 from anodiff.data.volumes.nifti import count_volumes, sniff
-from anodiff.data.volumes.stack import find_stacks
+from anodiff.data.volumes.stack import STACK_MARK, find_stacks
 from anodiff.data.volumes.volume import Found, VolumeSource
 from anodiff.errors import DataError, InputError
 
 FourD = Literal["each", "channels"]
 VOLUME_MARK, SERIES_MARK, FRAME_MARK = "#volume=", "#series=", "#frame="
+# Only at the end, and of one part of a path: folders and files may have "#" in their own names.
+_MARKED = re.compile(r"(.*)(#(?:volume|frame)=[^#/\\]+|#series=[^#/\\]+|#stack(?:=[^#/\\]+)?)", re.DOTALL)
 #: names that say DICOM where the preamble is missing
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _NIFTI_SUFFIXES = (".nii", ".hdr", ".mgh", ".mgz")
@@ -65,6 +68,12 @@ def find_volumes(
         sources.extend(more)
         skipped.extend(passed)
     return Found(_with_ids(sources), sorted(skipped))
+
+
+def split_mark(text: str) -> tuple[str, str]:
+    """("scan.nii", "#volume=3") for "scan.nii#volume=3"; (text, "") where it ends in no mark of a volume."""
+    found = _MARKED.fullmatch(text)
+    return (found[1], found[2]) if found else (text, "")
 
 
 def _files(root: Path) -> Iterator[str]:
@@ -171,14 +180,17 @@ def _with_ids(sources: list[VolumeSource]) -> list[VolumeSource]:
 
 def _plain_name(source: VolumeSource) -> str:
     """A path whose last extension can be cut off: the mark moves before it."""
-    file, _, mark = source.path.partition("#") if "#" in Path(source.path).name else (source.path, "", "")
+    file, mark = split_mark(source.path)
     path = Path(file)
+    if source.kind == "stack":
+        # An output's name does not change with the spacing that was asked for.
+        mark = STACK_MARK if path.is_dir() else ""
     stem, suffix = path.name, ""
     for ending in (".nii.gz", ".hdr.gz", ".nii", ".hdr", ".mgh", ".mgz", *DICOM_SUFFIXES, ".tiff", ".tif"):
         if path.name.lower().endswith(ending):
             stem, suffix = path.name[: -len(ending)], ending.replace(".", "")
             break
-    if source.kind == "dicom" and mark.startswith("series"):
+    if source.kind == "dicom" and mark.startswith(SERIES_MARK):
         first = source.frames[0]
         return str(path / f"{first.modality or 'series'}_{first.series_number or 0}_{mark[-8:]}.series")
-    return str(path.with_name(f"{stem}{'_' + mark.replace('=', '_') if mark else ''}.{suffix or 'none'}"))
+    return str(path.parent / f"{stem}{mark.replace('#', '_').replace('=', '_')}.{suffix or 'none'}")

@@ -316,7 +316,7 @@ def _map_image(volume: Volume, array: np.ndarray) -> Any:
     # The bytes alone: extensions stay behind, and a pair's header keeps its codes.
     header = single.header_class(volume.header.binaryblock, volume.header.endianness, check=False)
     header["magic"], header["vox_offset"] = fresh["magic"], 0
-    for field in ("descrip", "aux_file", "intent_name", "db_name"):
+    for field in ("descrip", "aux_file", "intent_name", "db_name", "data_type", "unused_str"):
         if field in header:
             header[field] = b""
     header.set_intent("none")

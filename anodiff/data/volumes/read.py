@@ -10,9 +10,9 @@ import numpy as np
 
 from anodiff.data.volumes.dicom import Group
 from anodiff.data.volumes.dicom_read import read_group
-from anodiff.data.volumes.discover import FRAME_MARK, SERIES_MARK, VOLUME_MARK, find_volumes
+from anodiff.data.volumes.discover import SERIES_MARK, VOLUME_MARK, find_volumes, split_mark
 from anodiff.data.volumes.nifti import read_nifti
-from anodiff.data.volumes.stack import STACK_MARK, read_stack
+from anodiff.data.volumes.stack import STACK_MARK, read_stack, stack_mark, stack_spacing
 from anodiff.data.volumes.volume import MAX_VOXELS, Volume, VolumeSource
 from anodiff.errors import DataError, InputError
 
@@ -43,7 +43,8 @@ def read_volume(source: VolumeSource | str | os.PathLike[str], *, max_voxels: in
 def read_mask(
     source: VolumeSource | str | os.PathLike[str], like: Volume, *, max_voxels: int = MAX_VOXELS
 ) -> np.ndarray:
-    """Decode an annotation on the grid of ``like`` to bool (I, J, K): every value above 0 is anomalous.
+    """Decode an annotation on the grid of ``like`` to bool (I, J, K): every value above 0 is anomalous, none that is
+    NaN, infinite or padding.
 
     Raises InputError for what cannot be decoded, several channels, and a grid of another size or place.
     """
@@ -59,7 +60,8 @@ def read_mask(
         raise InputError(
             f"{mask.path}: expected a mask at the place of its volume, found one up to {shift:.3g} {mask.units} away"
         )
-    return np.asarray(mask.data[0] > 0)
+    # Where the file holds no number, the data do: the smallest other value, which may be above 0.
+    return np.asarray((mask.data[0] > 0) & (True if mask.valid is None else mask.valid))
 
 
 def _read(source: VolumeSource | str | os.PathLike[str], max_voxels: int) -> Volume:
@@ -76,13 +78,17 @@ def resolve(path: str | os.PathLike[str]) -> VolumeSource:
     """The one volume that a path names. Raises InputError where there is none or several."""
     text = os.fspath(path)
     file, mark = _split(text)
+    stacks, spacing = mark.startswith(STACK_MARK), (1.0, 1.0, 1.0)
+    if stacks:
+        spacing = stack_spacing(text, mark)
+        mark = stack_mark(spacing)
     try:
         found = find_volumes(
-            file, four_d="each" if mark.startswith(VOLUME_MARK) else "channels", stacks=mark == STACK_MARK
+            file, four_d="each" if mark.startswith(VOLUME_MARK) else "channels", stacks=stacks, spacing=spacing
         )
     except DataError:
         raise InputError(f"{text}: expected a volume, found no such file or folder") from None
-    named = [source for source in found.sources if not mark or _named(source, text, mark)]
+    named = [source for source in found.sources if not mark or _named(source, file, mark)]
     if len(named) == 1:
         return replace(named[0], path=text)
     if named:
@@ -93,19 +99,17 @@ def resolve(path: str | os.PathLike[str]) -> VolumeSource:
     raise InputError(f"{text}: expected a volume{' of that name' if mark else ''}, found none")
 
 
-def _named(source: VolumeSource, text: str, mark: str) -> bool:
-    return source.path == text or (mark.startswith(SERIES_MARK) and source.path.endswith(mark)) or mark == STACK_MARK
+def _named(source: VolumeSource, file: str, mark: str) -> bool:
+    # A find writes "s#stack" for what a user may call "./s/#stack".
+    return source.path == f"{Path(file)}{mark}" or (mark.startswith(SERIES_MARK) and source.path.endswith(mark))
 
 
 def _split(text: str) -> tuple[str, str]:
     """("scan.nii", "#volume=3"); a file whose own name ends so wins."""
     if os.path.lexists(text):
         return text, ""
-    for mark in (VOLUME_MARK, SERIES_MARK, FRAME_MARK, STACK_MARK):
-        name, found, rest = text.rpartition(mark)
-        if found and Path(name or ".").exists():
-            return name, f"{mark}{rest}"
-    return text, ""
+    name, mark = split_mark(text)
+    return (name, mark) if mark and Path(name).exists() else (text, "")
 
 
 def _size(shape: tuple[int, ...]) -> str:

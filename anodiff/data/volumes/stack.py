@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anodiff.data.readers import PAGE_MARK, RawImage, count_pages, read_image
+from anodiff.data.readers import PAGE_MARK, RawImage, count_pages, decode_image
 from anodiff.data.volumes.volume import MAX_VOXELS, Volume, VolumeSource, check_voxels
 from anodiff.errors import InputError
 
@@ -29,14 +30,15 @@ def find_stacks(
         if pages >= MIN_SLICES:
             named = tuple(f"{image}{PAGE_MARK}{number}" for number in range(1, pages + 1))
             text = f"{pages} pages of a TIFF as one volume"
-            sources.append(VolumeSource(image, image, "stack", text, named, spacing=spacing))
+            path = f"{image}{stack_mark(spacing)}"
+            sources.append(VolumeSource(path, path, "stack", text, named, spacing=spacing))
         else:
             folders.setdefault(os.path.dirname(image), []).append(image)
     for folder, files in folders.items():
         if len(files) < MIN_SLICES:
             skipped.extend((file, "a single 2-D image: a stack needs at least two in a folder") for file in files)
             continue
-        path = f"{folder or '.'}{STACK_MARK}"
+        path = f"{folder or '.'}{stack_mark(spacing)}"
         ordered = tuple(sorted(files, key=natural_key))
         sources.append(
             VolumeSource(
@@ -44,6 +46,26 @@ def find_stacks(
             )
         )
     return sources, skipped
+
+
+def stack_mark(spacing: tuple[float, float, float]) -> str:
+    """``#stack`` for a spacing of 1 mm, else as ``#stack=0.5x0.5x2``, with every digit that reading needs."""
+    if tuple(spacing) == (1, 1, 1):
+        return STACK_MARK
+    return f"{STACK_MARK}={'x'.join(str(float(step)).removesuffix('.0') for step in spacing)}"
+
+
+def stack_spacing(text: str, mark: str) -> tuple[float, float, float]:
+    """The spacing in mm that the mark of the path ``text`` names. Raises InputError where it is none."""
+    if mark == STACK_MARK:
+        return 1.0, 1.0, 1.0
+    try:
+        i, j, k = (float(step) for step in mark.removeprefix(f"{STACK_MARK}=").split("x"))
+    except ValueError:
+        i = j = k = math.nan
+    if not (math.isfinite(i + j + k) and min(i, j, k) > 0):
+        raise InputError(f"{text}: expected three spacings as {STACK_MARK}=0.5x0.5x2 in mm, found {mark}")
+    return i, j, k
 
 
 def natural_key(path: str) -> tuple[object, ...]:
@@ -61,7 +83,8 @@ def read_stack(source: VolumeSource, *, max_voxels: int = MAX_VOXELS) -> Volume:
     """
     images: list[RawImage] = []
     for file in source.files:
-        image = read_image(file)
+        # A slice of one value is part of its volume: only a volume without content is refused, when it is whole.
+        image = decode_image(file)
         first = images[0] if images else image
         if (image.pixels.shape, image.dtype) != (first.pixels.shape, first.dtype):
             raise InputError(

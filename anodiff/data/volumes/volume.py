@@ -28,8 +28,9 @@ class VolumeSource:
     """One volume that can be read.
 
     id: safe as a file name, unique within the find; path: the file, or ``file#volume=3``, ``file#frame=3`` (from 1),
-    ``folder#series=<8 hex digits>``, ``folder#stack``: a name from which ``read_volume`` finds it again; description: a
-    sentence without anything of the patient; remarks: what the reader has to say already.
+    ``folder#series=<8 hex digits>``, ``folder#stack``, ``pages.tif#stack=0.5x0.5x2`` (mm along i, j and k where they
+    are not 1): a name from which ``read_volume`` finds it again; description: a sentence without anything of the
+    patient; remarks: what the reader has to say already.
     """
 
     id: str

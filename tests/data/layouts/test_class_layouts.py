@@ -120,6 +120,8 @@ def test_medmnist_of_several_labels_an_image(tmp_path: Path) -> None:
     several = np.array([[0, 0], [0, 1], [1, 1], [0, 0], [1, 0]])
     path = write_medmnist(tmp_path / "set.npz", train_labels=several)
     assert load_table(path).rows(split="train").table["label"].tolist() == [0, 1, 1, 0, 1]
+    with pytest.raises(DataError, match=r"one label an image where --normal .* found 2 columns in train_labels"):
+        load_table(path, normal="1")
 
 
 @pytest.mark.parametrize(

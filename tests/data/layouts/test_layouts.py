@@ -345,6 +345,17 @@ def test_so_is_one_of_a_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         load_table(tmp_path)
 
 
+def test_linked_folders_are_followed_but_not_back_to_where_they_lie(tmp_path: Path) -> None:
+    put(tmp_path / "elsewhere" / "2.png")
+    put(tmp_path / "data" / "1.png")
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "elsewhere" / "round").symlink_to(tmp_path, target_is_directory=True)
+    found = relative(expand_inputs([tmp_path / "data"]), tmp_path / "data")
+    assert "linked/2.png" in found
+    assert found.count("1.png") == 1
+    assert all(name.count("round") < 2 for name in found)
+
+
 def test_a_folder_that_cannot_be_listed_is_a_row_of_its_own_when_scored(unlisted: Path) -> None:
     found = expand_inputs([unlisted])
     assert relative(found, unlisted) == ["1.png", "2.png", "locked"]

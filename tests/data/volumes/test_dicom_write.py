@@ -5,13 +5,14 @@ import sys
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
 
-from anodiff.data.volumes import Volume, find_volumes, read_volume
+from anodiff.data.volumes import Volume, dicom_write, find_volumes, read_volume
 from anodiff.data.volumes.dicom_write import write_parametric_map, write_secondary_capture, write_segmentation
 from anodiff.errors import StorageError
 
@@ -75,6 +76,51 @@ def test_implicit_big_and_placeless_sources(write_slice: Any, make_slice: Any, s
     assert np.array_equal(written.pixel_array[:, :, 0], pixels)
     with pytest.raises(StorageError, match=r"position in the patient|anodiff\[dicom\]"):
         write_parametric_map(volume, np.zeros(volume.shape), tmp_path / "pm.dcm")
+
+
+@pytest.mark.parametrize("stated", ["YES", "NO", None, ""])
+def test_burnt_in_text_is_declared_as_in_the_source(write_slice: Any, tmp_path: Path, stated: str | None) -> None:
+    """The pictures are drawn over the source: what is burnt into it is burnt into them."""
+    pixels = np.arange(20, dtype=np.int16).reshape(4, 5)
+    tags = {} if stated is None else {"BurnedInAnnotation": stated}
+    volume = read_volume(write_slice(tmp_path / "a.dcm", pixels, **tags))
+    (file,) = write_secondary_capture(volume, np.zeros((*volume.shape, 3)), tmp_path / "out")
+    assert pydicom.dcmread(file).get("BurnedInAnnotation") == (stated or None)
+
+
+def test_thickness_and_spacing_of_slices_are_two_things(write_slice: Any, tmp_path: Path) -> None:
+    pixels = np.arange(20, dtype=np.int16).reshape(4, 5)
+    volume = read_volume(write_slice(tmp_path / "a.dcm", pixels, SliceThickness=3.0, SpacingBetweenSlices=4.5))
+    assert volume.spacing_mm[2] == 4.5
+    rgb = np.random.default_rng(0).integers(0, 255, (*volume.shape, 3)).astype(np.uint8)
+    (file,) = write_secondary_capture(volume, rgb, tmp_path / "out")
+    written = pydicom.dcmread(file)
+    assert (written.SliceThickness, written.SpacingBetweenSlices) == (3.0, 4.5)
+    assert read_volume(file).spacing_mm == volume.spacing_mm
+    volume = read_volume(write_slice(tmp_path / "b.dcm", pixels, SliceThickness=None, SpacingBetweenSlices=4.5))
+    (file,) = write_secondary_capture(volume, np.zeros((*volume.shape, 3)), tmp_path / "two")
+    assert "SliceThickness" not in pydicom.dcmread(file)
+
+
+def test_a_source_without_its_class_is_not_referred_to(make_slice: Any, tmp_path: Path) -> None:
+    dataset = make_slice(np.arange(20, dtype=np.int16).reshape(4, 5), SOPClassUID=None)
+    dataset.save_as(tmp_path / "a.dcm")
+    volume = read_volume(tmp_path / "a.dcm")
+    (file,) = write_secondary_capture(volume, np.zeros((*volume.shape, 3)), tmp_path / "out")
+    assert "SourceImageSequence" not in pydicom.dcmread(file)
+
+
+def test_values_that_are_not_finite_are_written_as_0(
+    volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = _map(volume).astype(np.float64)
+    values[0, 0, 0], values[1, 0, 0], values[2, 0, 0], values[3, 0, 0] = np.nan, np.inf, -np.inf, 1e300
+    written: list[np.ndarray] = []
+    monkeypatch.setitem(sys.modules, "highdicom", mock.MagicMock())
+    monkeypatch.setattr(dicom_write, "_write_with_highdicom", lambda _b, _v, array, path, **_: written.append(array))
+    write_parametric_map(volume, values, tmp_path / "pm.dcm")
+    values[:4, 0, 0] = 0
+    assert np.array_equal(written[0], values.astype(np.float32).transpose(2, 1, 0))
 
 
 def test_only_dicom_goes_to_dicom(tmp_path: Path) -> None:

@@ -128,9 +128,54 @@ def test_stacks_of_images(tmp_path: Path) -> None:
     assert folder.spacing_mm == (0.5, 0.6, 2.0)
     assert (folder.low, folder.high, folder.ranged) == (0, 255, True)
     assert np.array_equal(read_volume(f"{tmp_path / 's'}#stack").data, folder.data)
+    planes[3] = 7
+    Image.fromarray(planes[3]).save(tmp_path / "s" / "slice3.png")
+    assert np.array_equal(read_volume(f"{tmp_path / 's'}#stack").data[0], planes.transpose(2, 1, 0))
     Image.fromarray(planes[0, :8]).save(tmp_path / "s" / "slice11.png")
     with pytest.raises(InputError, match=r"slice11\.png: expected a slice of 10 x 9 x 1"):
         read_volume(find_volumes(tmp_path / "s", stacks=True).sources[0])
+
+
+def test_a_stack_is_found_again_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other volumes lie below the same folder: the path names one of them, and its spacing."""
+    planes = np.random.default_rng(0).integers(0, 255, (5, 9, 10)).astype(np.uint8)
+    for folder, count in (("s", 3), ("s/below", 2)):
+        (tmp_path / folder).mkdir()
+        for number in range(count):
+            Image.fromarray(planes[number]).save(tmp_path / folder / f"{number}.png")
+    pages = [Image.fromarray(plane) for plane in planes]
+    pages[0].save(tmp_path / "s" / "t.tif", save_all=True, append_images=pages[1:])
+    nib.save(nib.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.eye(4)), tmp_path / "s" / "n.nii")
+    monkeypatch.chdir(tmp_path / "s")
+    for root in (tmp_path / "s", "."):
+        for spacing in ((1.0, 1.0, 1.0), (0.5, 0.1 + 0.2, 2.0)):
+            stacks = [s for s in find_volumes(root, stacks=True, spacing=spacing).sources if s.kind == "stack"]
+            assert sorted(len(source.files) for source in stacks) == [2, 3, 5]
+            for source in stacks:
+                again = read_volume(source.path)
+                assert np.array_equal(again.data, read_volume(source).data)
+                assert again.spacing_mm == spacing
+    (source,) = find_volumes("t.tif", stacks=True, spacing=[1, 1, 1]).sources  # type: ignore[arg-type]
+    assert read_volume(source.path).spacing_mm == (1, 1, 1)
+    with pytest.raises(InputError, match=r"#stack=0\.5x0\.5x2 in mm, found #stack=2x3"):
+        read_volume("t.tif#stack=2x3")
+    with pytest.raises(InputError, match="a volume of that name, found none"):
+        read_volume("n.nii#stack")
+
+
+def test_a_folder_may_have_a_mark_in_its_name(write_series: Any, tmp_path: Path) -> None:
+    samples = write_series(tmp_path / "a#1" / "#stack" / "b#series=12", HEIGHTS, seed=3)
+    nib.save(nib.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.eye(4)), tmp_path / "a#1" / "n#2.nii")
+    (tmp_path / "a#1" / "s#stack").mkdir()
+    for number in (1, 2):
+        Image.fromarray(np.arange(80, dtype=np.uint8).reshape(8, 10)).save(tmp_path / f"a#1/s#stack/{number}.png")
+    sources = find_volumes(tmp_path / "a#1", stacks=True).sources
+    assert sorted(source.kind for source in sources) == ["dicom", "nifti", "stack"]
+    assert len({source.id for source in sources}) == 3
+    for source in sources:
+        assert np.array_equal(read_volume(source.path).data, read_volume(source).data)
+        if source.kind == "dicom":
+            assert np.array_equal(read_volume(source).data[0], samples.transpose(2, 1, 0))
 
 
 def test_heavy_packages_wait_for_a_file_that_needs_them() -> None:

@@ -76,14 +76,19 @@ def test_an_oblique_map_comes_back_at_its_place(tmp_path: Path) -> None:
     assert np.array_equal(out.affine, volume.affine)
 
 
-def test_map_keeps_codes_units_and_zooms_but_no_text(tmp_path: Path) -> None:
-    image = nib.Nifti1Image(_values((*SHAPE, 2)), OBLIQUE)
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_map_keeps_codes_units_and_zooms_but_no_text(tmp_path: Path, kind: type) -> None:
+    image = kind(_values((*SHAPE, 2)), OBLIQUE)
     image.set_sform(OBLIQUE, code=4)
     other = OBLIQUE.copy()
     other[0, 3] += 2
     image.set_qform(other, code=2)
     image.header.set_xyzt_units("micron", "msec")
-    image.header["descrip"], image.header["aux_file"] = b"SECRET", b"SECRET"
+    texts = [name for name, (dtype, _) in image.header.structarr.dtype.fields.items() if dtype.kind == "S"]
+    texts.remove("magic")
+    assert len(texts) > 3
+    for name in texts:
+        image.header[name] = b"SECRET"
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"SECRET"))
     nib.save(image, tmp_path / "a.nii")
     volume = read_volume(f"{tmp_path / 'a.nii'}#volume=2")
@@ -235,6 +240,9 @@ def test_masks_must_lie_on_their_volume(tmp_path: Path) -> None:
     assert not read_mask(_save(tmp_path / "none.nii", truth), volume).any()
     truth[2, 3, 4] = 7
     assert np.array_equal(read_mask(_save(tmp_path / "m.nii", truth), volume), truth > 0)
+    holes = np.full(SHAPE, np.nan, np.float32)
+    holes[2, 3, 4] = 1
+    assert np.array_equal(read_mask(_save(tmp_path / "holes.nii", holes), volume), truth > 0)
     moved = OBLIQUE.copy()
     moved[:3, 3] += 0.5
     with pytest.raises(InputError, match="at the place"):
