@@ -93,7 +93,8 @@ def run(
     quiet: bool = False,
 ) -> Summary:
     """Edit `inputs` with a model file; returns what was done. Errors of the run as a whole are AnodiffErrors."""
-    from anodiff.pipelines.restoring import RestoringJob, mask_settings, mask_source, run_restoring
+    from anodiff.pipelines.restoring import RestoringJob, run_restoring
+    from anodiff.pipelines.restoring_masks import mask_settings, mask_source
     from anodiff.restoration import Restorer
 
     if (sigma is None) == (strength is None):

@@ -114,7 +114,8 @@ def run(
     """Inpaint `inputs` with a model file; returns what was done. Errors of the run as a whole are AnodiffErrors."""
     import torch
 
-    from anodiff.pipelines.restoring import RestoringJob, mask_settings, mask_source, run_restoring
+    from anodiff.pipelines.restoring import RestoringJob, run_restoring
+    from anodiff.pipelines.restoring_masks import mask_settings, mask_source
     from anodiff.restoration import Mask, Restorer
 
     if (mask is not None) + (box is not None) + where_anomalous != 1:

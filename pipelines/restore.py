@@ -48,7 +48,8 @@ def main(
 
     INPUT is what the operator left: the small image (superres; the result is so much larger), the blurred one (blur;
     widths in pixels of the model's grid), the one with rows missing (slices) or holes (mask), the zero-filled
-    reconstruction (kspace; the sampled lines are taken from it). Files for slices and kspace have the model's own size.
+    reconstruction (kspace; the sampled lines are taken back from it). Files for slices and kspace have the
+    model's own size.
 
     \b
     Examples:
@@ -98,7 +99,8 @@ def run(
     """Restore `inputs` with a model file; returns what was done. Errors of the run as a whole are AnodiffErrors."""
     import torch
 
-    from anodiff.pipelines.restoring import RestoringJob, mask_settings, mask_source, run_restoring
+    from anodiff.pipelines.restoring import RestoringJob, run_restoring
+    from anodiff.pipelines.restoring_masks import mask_settings, mask_source
     from anodiff.restoration import KSpace, Mask, Restorer, Slices, SuperResolution
     from anodiff.restoration.parse import parse_operator
 

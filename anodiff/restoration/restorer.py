@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from anodiff.diffusion import SAMPLERS, image_keys, karras_grid, log_grid, make_schedule
-from anodiff.errors import ConfigError, InputError
+from anodiff.errors import AnodiffError, ConfigError, InputError
 from anodiff.restoration.arguments import check_denoising, check_images, column, positive, shape_of, solver_name
 from anodiff.restoration.chains import BESIDE, Rows, number_keys, run_chains, trained_levels
 from anodiff.restoration.gradients import GradientDenoiser
@@ -180,7 +180,8 @@ class Restorer:
         elif noise != "poisson":
             level, told = estimate_levels(x, noise, foreground, background, base)
         if samples:
-            self.check_level(float(level.max()), None if sigma is not None else "an estimate")
+            given = sigma is not None
+            self.check_level(float(level.max()), "" if given else "an estimate", ConfigError if given else InputError)
         view = (-1,) + (1,) * (x.ndim - 1)
         width = level.to(x.device, torch.float32).reshape(view)
         floor = base.to(x.device, torch.float32).reshape(view)
@@ -297,17 +298,15 @@ class Restorer:
         if name != Projected.name:
             _ = posterior.linear
 
-    def check_level(self, sigma: float, source: str | None = None) -> None:
+    def check_level(self, sigma: float, origin: str = "", error: type[AnodiffError] = ConfigError) -> None:
         """Refuses to start a chain at a noise level above ``sigma_max``, which the network has never seen.
 
-        Raises ConfigError; InputError where the level is not the user's but that of ``source``.
+        Raises ``error``, which says with ``origin`` where the level is from.
         """
         if sigma > self.sigma_max:
-            origin = "" if source is None else f" ({source})"
-            kind = ConfigError if source is None else InputError
-            raise kind(
+            raise error(
                 f"sigma: expected a noise level that the model was trained on, up to {self.sigma_max:.4g}, "
-                f"found {sigma:.4g}{origin}"
+                f"found {sigma:.4g}" + (f" ({origin})" if origin else "")
             )
 
     @torch.no_grad()
@@ -374,7 +373,7 @@ class Restorer:
         assert sigma is not None
         if not 0 < sigma < math.inf:
             raise ConfigError(f"sigma: expected a positive noise level, found {sigma}")
-        self.check_level(float(sigma))
+        self.check_level(float(sigma), "" if strength is None else f"of strength {strength:g}")
         return float(sigma)
 
     def _sampler(self, posterior: Posterior) -> str:

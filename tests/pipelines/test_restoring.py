@@ -16,7 +16,7 @@ from anodiff.data.preprocess import Geometry
 from anodiff.engine.store import Item
 from anodiff.errors import DataError, InputError
 from anodiff.model import DiffusionModel, load
-from anodiff.pipelines.restoring import _model_mask, mask_settings, mask_source
+from anodiff.pipelines.restoring_masks import mask_settings, mask_source, model_mask
 from anodiff.pipelines.restoring_options import SOLVER_NAMES
 from anodiff.restoration import SOLVERS, Mask
 from anodiff.restoration.parse import parse_operator
@@ -251,7 +251,7 @@ def test_masks_in_subfolders_belong_to_the_images_of_the_same_path(tmp_path: Pat
 def test_padding_beside_a_hole_is_missing_too() -> None:
     mask = np.zeros((4, 8), dtype=bool)
     mask[0, :2] = True
-    found = _model_mask(mask, Geometry((4, 8), (8, 8), (2, 0, 4, 8)))
+    found = model_mask(mask, Geometry((4, 8), (8, 8), (2, 0, 4, 8)))
     np.testing.assert_array_equal(
         np.argwhere(found.numpy()), [[row, column] for row in range(3) for column in range(2)]
     )

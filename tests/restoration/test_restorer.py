@@ -188,6 +188,8 @@ def test_no_chain_starts_above_what_the_network_has_seen(restorer: Restorer) -> 
     for start in (lambda: restorer.edit(x, 21.0), lambda: restorer.denoise(x, 21.0, samples=1)):
         with pytest.raises(ConfigError, match=r"up to 20\.09, found 21"):
             start()
+    with pytest.raises(ConfigError, match=r"up to 20\.09, found 80 \(of strength 1\)"):
+        restorer.edit(x, strength=1)
     with pytest.raises(InputError, match="an estimate"):
         restorer.denoise(x * 400, samples=1)
     assert restorer.denoise(x, 21.0).nfe == 1
