@@ -109,13 +109,13 @@ def add_heatmaps(
 
 
 def with_heatmaps(scoring: Summary, drawing: Summary, store: ResultStore) -> Summary:
-    """The summary of both passes: rows as they are recorded now, the time of both."""
+    """The summary of both passes: rows as they are recorded now, the time of both; not drawn counts as failed."""
     counts = store.counts()
     seconds = scoring.seconds + drawing.seconds
     return replace(
         scoring,
-        ok=counts.get("ok", 0),
-        failed=counts.get("failed", 0),
+        ok=counts.get("ok", 0) - drawing.failed,
+        failed=counts.get("failed", 0) + drawing.failed,
         skipped=counts.get("skipped", 0),
         seconds=seconds,
         images_per_second=scoring.images_per_second * scoring.seconds / seconds,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import random
 import shutil
@@ -335,7 +336,7 @@ def test_heatmaps_without_calibration_are_recorded_and_go_on(
     assert len(list((out / "heatmaps").iterdir())) == 4
 
 
-def test_an_image_that_cannot_be_drawn_fails_its_row_only(
+def test_an_image_that_cannot_be_drawn_keeps_its_score(
     anodiff: Run, world: Any, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(job: ScoreJob, path: Path, *rest: Any) -> None:
@@ -346,9 +347,15 @@ def test_an_image_that_cannot_be_drawn_fails_its_row_only(
     assert anodiff("score", world.raw, inputs, "--output", tmp_path / "out") == 1
     rows = {row["id"]: row for row in world.read_table(tmp_path / "out" / "scores.csv")}
     assert len(rows) == 9
-    assert {name: row["error"] for name, row in rows.items() if row["status"] != "ok"} == {
-        "i003": "ValueError: a pen without ink"
-    }
+    assert {row["status"] for row in rows.values()} == {"ok"}
+    assert all(math.isfinite(float(row["score"])) for row in rows.values())
+    said = "scored, but no heatmap: ValueError: a pen without ink"
+    assert {name: row["error"] for name, row in rows.items() if row["error"]} == {"i003": said}
+    assert anodiff("score", world.raw, inputs, "--output", tmp_path / "out") == 1, "it is tried again"
+    monkeypatch.undo()
+    assert anodiff("score", world.raw, inputs, "--output", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "heatmaps" / "i003.png").exists()
+    assert not any(row["error"] for row in world.read_table(tmp_path / "out" / "scores.csv"))
 
 
 def test_without_calibration_and_maps_there_are_no_heatmaps_and_it_says_so(
