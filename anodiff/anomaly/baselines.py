@@ -325,21 +325,36 @@ def _planted_folds(
 ) -> list[tuple[Tensor, Tensor, Tensor | None]]:
     """Images (n, C, *S), masks and foreground (n, *S) of a few normals a fold, evenly spaced, with planted anomalies.
 
-    The kinds take turns. In the order of the folds' labels.
+    The kinds take turns; foreign tissue comes from the other folds; nothing depends on what lies outside the
+    foreground. In the order of the folds' labels.
     """
     labels, kinds, planted = parts.unique().tolist(), kinds_for(polarity), []
+    spread = {fold: _spread((parts == fold).nonzero()[:, 0], PLANTED_IMAGES // len(labels)) for fold in labels}
     for fold in labels:
-        rows = (parts == fold).nonzero()[:, 0]
-        rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), PLANTED_IMAGES // len(labels))).round().long()]
-        images, masks = normals[rows].float(), torch.zeros(len(rows), *normals.shape[2:], dtype=torch.bool)
+        rows = spread[fold]
+        others = torch.cat([spread[other] for other in labels if other != fold] or [rows])
         inside = None if foreground is None else foreground[rows]
+        known = _inside(normals, rows, foreground)
+        donors = _inside(normals, others, foreground)
+        masks = torch.zeros(len(rows), *normals.shape[2:], dtype=torch.bool)
         for turn, kind in enumerate(kinds):
             own = slice(turn, None, len(kinds))
-            images[own], masks[own] = plant(
-                images[own], None if inside is None else inside[own], kind, polarity=polarity, donors=normals[rows]
-            )
-        planted.append((images, masks, inside))
+            where = None if inside is None else inside[own]
+            known[own], masks[own] = plant(known[own], where, kind, polarity=polarity, donors=donors)
+        images = known if inside is None else torch.where(inside[:, None].cpu(), known, normals[rows].float().cpu())
+        planted.append((images.to(normals.device), masks, inside))
     return planted
+
+
+def _spread(rows: Tensor, most: int) -> Tensor:
+    """At most so many of the rows, evenly spaced."""
+    return rows[torch.linspace(0, len(rows) - 1, min(len(rows), most)).round().long()]
+
+
+def _inside(normals: Tensor, rows: Tensor, foreground: Tensor | None) -> Tensor:
+    """The rows' images (n, C, *S) float32 on the CPU, 0 outside their foreground."""
+    images = normals[rows].float()
+    return (images if foreground is None else images * foreground[rows][:, None]).cpu()
 
 
 def _require(normals: Tensor, name: str) -> None:
