@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -102,12 +103,70 @@ def run(
 ) -> tuple[Path, tuple[str, ...]]:
     """Calibrate a preset and write the model with it; returns the new file, and a sentence for each image left out."""
     from anodiff.anomaly import AnomalyDetector
-    from anodiff.data.layouts import load_table
-    from anodiff.training.images import load_images
 
     new_file(output)
     model = open_model(model_path, overrides, OPEN_KEYS)
     detector = AnomalyDetector(model, preset or model.config.preset, device=device, precision=precision, seed=seed)
+    known = read_normals(
+        model,
+        normals,
+        layout=layout,
+        normal=normal,
+        group_by=group_by,
+        allow_trained=allow_trained,
+        seed=seed,
+        quiet=quiet,
+    )
+    limits = model.config.calibration
+    calibration = fit(detector, known.deciding, known.fitting, limits, batch_size=batch_size, quiet=quiet)
+    store_calibration(model, detector.name, calibration)
+    model.save(output)
+    for note in (*detector.notes, *known.notes):
+        say(f"note: {note}", quiet)
+    if known.failed:
+        say(left_out(known.failed), quiet)
+    if calibration.threshold is not None:
+        say(
+            f"{detector.name}: score threshold {calibration.threshold:.4g} for a false-alarm rate of "
+            f"{calibration.rate:g} per {calibration.unit}, from {len(calibration.scores)} normal {calibration.unit}s",
+            quiet,
+        )
+    say(f"wrote {output}, calibrated for {', '.join(map(repr, model.calibrations))}", quiet)
+    return output, known.failed
+
+
+@dataclass(frozen=True)
+class CalibrationNormals:
+    """Normals read for a calibration.
+
+    deciding: set the threshold. fitting: for the normal error, None where `deciding` is to be split. notes: sentences
+    on what the model has learnt from. failed: a sentence for each image left out.
+    """
+
+    deciding: ImageSet
+    fitting: ImageSet | None
+    notes: tuple[str, ...]
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        return (*self.deciding.failed, *(() if self.fitting is None else self.fitting.failed))
+
+
+def read_normals(
+    model: DiffusionModel,
+    normals: Path,
+    *,
+    layout: str,
+    normal: str,
+    group_by: str,
+    allow_trained: bool,
+    seed: int,
+    quiet: bool,
+) -> CalibrationNormals:
+    """The normals of a data set, at most as many as the recipe says. Raises DataError, see `trained_note`."""
+    from anodiff.data.layouts import load_table
+    from anodiff.training.images import load_images
+
     config, limits = model.config, model.config.calibration
 
     def read(part: SampleTable, count: int) -> ImageSet:
@@ -118,24 +177,9 @@ def run(
     say(f"{normals}: layout {samples.layout}", quiet)
     fitting, threshold = normal_parts(samples)
     deciding = read(threshold, limits.threshold_images)
-    learnt = trained_note(model, deciding.hashes, normals, allow_trained)
+    notes = trained_note(model, deciding.hashes, normals, allow_trained)
     first = None if fitting is None else read(fitting, limits.standardise_images)
-    calibration = fit(detector, deciding, first, limits, batch_size=batch_size, quiet=quiet)
-    store_calibration(model, detector.name, calibration)
-    model.save(output)
-    failed = (*deciding.failed, *(() if first is None else first.failed))
-    for note in (*detector.notes, *learnt):
-        say(f"note: {note}", quiet)
-    if failed:
-        say(left_out(failed), quiet)
-    if calibration.threshold is not None:
-        say(
-            f"{detector.name}: score threshold {calibration.threshold:.4g} for a false-alarm rate of "
-            f"{calibration.rate:g} per {calibration.unit}, from {len(calibration.scores)} normal {calibration.unit}s",
-            quiet,
-        )
-    say(f"wrote {output}, calibrated for {', '.join(map(repr, model.calibrations))}", quiet)
-    return output, failed
+    return CalibrationNormals(deciding, first, notes)
 
 
 def trained_note(model: DiffusionModel, hashes: Sequence[int], normals: Path, allowed: bool) -> tuple[str, ...]:

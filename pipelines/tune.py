@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anodiff.errors import ConfigError, StorageError
-from anodiff.pipelines.calibrate import OPEN_KEYS, fit, normal_parts, store_calibration, trained_note
+from anodiff.pipelines.calibrate import OPEN_KEYS, fit, read_normals, store_calibration
 from anodiff.pipelines.common import (
     BatchSize,
     Device,
@@ -21,7 +21,6 @@ from anodiff.pipelines.common import (
     Precision,
     Seed,
     Set,
-    drawn,
     left_out,
     new_file,
     open_model,
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from anodiff.anomaly import AnomalyDetector, DetectorSettings
     from anodiff.anomaly.tuning import Tuning
     from anodiff.config import AnodiffConfig
-    from anodiff.data.table import SampleTable
     from anodiff.training.images import ImageSet
     from anodiff.visualize.tuning import TuneExample
 
@@ -121,9 +119,7 @@ def run(
     from anodiff.anomaly import AnomalyDetector
     from anodiff.anomaly.tuning import tune
     from anodiff.config import parse_config
-    from anodiff.data.layouts import load_table
     from anodiff.engine.files import write_json
-    from anodiff.training.images import load_images
     from anodiff.visualize.tuning import write_tune_page
 
     check_paths(model_path, output)
@@ -132,16 +128,17 @@ def run(
     config, limits = model.config, model.config.calibration
     preset = preset or config.preset
 
-    def read(part: SampleTable, count: int) -> ImageSet:
-        chosen = drawn(part, count, seed)
-        return load_images(chosen, model.preprocessor, config.preprocess.max_pixels, config.engine.workers, quiet)
-
-    samples = load_table(normals, layout, normal=normal, group_by=group_by)
-    say(f"{normals}: layout {samples.layout}", quiet)
-    fitting, deciding = normal_parts(samples)
-    held = read(deciding, limits.threshold_images)
-    learnt = trained_note(model, held.hashes, normals, allow_trained)
-    first = None if fitting is None else read(fitting, limits.standardise_images)
+    known = read_normals(
+        model,
+        normals,
+        layout=layout,
+        normal=normal,
+        group_by=group_by,
+        allow_trained=allow_trained,
+        seed=seed,
+        quiet=quiet,
+    )
+    held, first = known.deciding, known.fitting
     tuning = tune(
         model, part(held.sample(images * (1 if first else 2), seed)), preset,
         fit=None if first is None else part(first.sample(FIT_SHARE * images, seed)),
@@ -155,13 +152,12 @@ def run(
     model.save(output)
     write_json(output.with_suffix(".tune.json"), {"preset": preset_name, "from": preset} | tuning.to_json())
     write_tune_page(output.with_suffix(".tune.html"), page_of(tuning, detector, f"{config.name}: {preset_name}"))
-    failed = (*held.failed, *(() if first is None else first.failed))
-    for line in (*tuning.sentences, *(f"note: {note}" for note in (*detector.notes, *learnt))):
+    for line in (*tuning.sentences, *(f"note: {note}" for note in (*detector.notes, *known.notes))):
         say(line, quiet)
-    if failed:
-        say(left_out(failed), quiet)
+    if known.failed:
+        say(left_out(known.failed), quiet)
     say(f"wrote {output}, calibrated for {preset_name!r}; why: {output.with_suffix('.tune.html')}", quiet)
-    return tuning, failed
+    return tuning, known.failed
 
 
 def words(text: str) -> list[str] | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from anodiff.data.readers import RawImage, count_pages, read_image, read_mask, split_page
@@ -89,7 +90,6 @@ def test_16_bit_colour_png_keeps_its_low_byte(tmp_path: Path, channels: int, png
 
 
 def test_16_bit_colour_tiff_keeps_its_low_byte(tmp_path: Path) -> None:
-    tifffile = pytest.importorskip("tifffile")
     for layout in ("contig", "separate"):
         path = tmp_path / f"{layout}.tif"
         data = DEEP_COLOUR if layout == "contig" else np.moveaxis(DEEP_COLOUR, 2, 0)

@@ -112,3 +112,10 @@ def anodiff() -> Callable[..., int]:
         return cli.main(words)
 
     return run
+
+
+@pytest.fixture
+def inputs(world: Any, tmp_path: Path) -> Path:
+    world.write_images(tmp_path / "in", 5, 400)
+    world.write_images(tmp_path / "in" / "deep", 4, 500, lesion=True)
+    return tmp_path / "in"
