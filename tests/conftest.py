@@ -6,10 +6,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 torch.set_num_threads(max(1, min(2, os.cpu_count() or 1)))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same numbers in every run, so that a test that fails fails again."""
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 - the global one is what a test would use without saying so
 
 
 @pytest.fixture(scope="session")
