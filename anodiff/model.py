@@ -141,7 +141,7 @@ class DiffusionModel:
         """Write the model file (temporary name, then renamed). Raises StorageError."""
         from safetensors.torch import save
 
-        from anodiff.engine.files import atomic_write
+        from anodiff.files import atomic_write
 
         tensors: dict[str, Tensor] = {}
         for name, tensor in self.denoiser.network.state_dict().items():

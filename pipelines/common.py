@@ -74,7 +74,7 @@ def new_file(path: Path) -> Path:
         StorageError: something is there already (no command changes a model file in place), or the folder cannot be
             made.
     """
-    from anodiff.engine.files import make_folder
+    from anodiff.files import make_folder
 
     if path.exists():
         raise StorageError(f"{path}: expected a new file, found one that is there already")

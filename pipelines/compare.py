@@ -68,8 +68,8 @@ def run(
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Compares, prints and writes; returns what the JSON holds."""
-    from anodiff.engine.files import make_folder, write_json
     from anodiff.engine.progress import Progress
+    from anodiff.files import make_folder, write_json
 
     runs = aligned(read_run(out1), read_run(out2))
     ids = shared_images(runs, (out1, out2), common)

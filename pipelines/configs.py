@@ -50,7 +50,7 @@ def copy(
     destination: Annotated[Path, typer.Argument(help="A new file, or a folder.")] = Path(),
 ) -> None:
     """Copy a recipe to change it; a file that is there already is left alone."""
-    from anodiff.engine.files import atomic_write
+    from anodiff.files import atomic_write
 
     source = _shipped(name)
     target = destination / source.name if destination.is_dir() else destination

@@ -104,7 +104,7 @@ def run(
 
 def prepare(output: Path, overwrite: bool) -> None:
     """An empty folder with the demo's mark. Raises StorageError rather than touch anything that is not a demo's."""
-    from anodiff.engine.files import atomic_write, make_folder
+    from anodiff.files import atomic_write, make_folder
 
     if output.exists() and any(output.iterdir()):
         if not (output / MARK).exists():

@@ -119,8 +119,8 @@ def run(
     """Score and measure; returns what was done and the metrics (empty where the run was interrupted)."""
     from anodiff.anomaly import AnomalyDetector
     from anodiff.data.layouts import load_table
-    from anodiff.engine.files import write_json
     from anodiff.engine.store import ResultStore
+    from anodiff.files import write_json
     from anodiff.metrics import curves_of
     from anodiff.pipelines.reporting import write_score_report
     from anodiff.pipelines.scoring import Outputs, ScoreJob, items_of_table, run_settings, score_items
@@ -251,7 +251,7 @@ def pooled(job: ScoreJob, items: Sequence[Item], rows: Sequence[dict[str, Any]])
 
 def stored_maps(job: ScoreJob, items: Sequence[Item], rows: Sequence[dict[str, Any]]) -> Iterator[MapItem]:
     """(id, map, mask) of each row on the native grid; no map and no mask for a failed one."""
-    from anodiff.engine.files import load_map
+    from anodiff.files import load_map
     from anodiff.pipelines.scoring import mask_of
 
     for item, row in zip(items, rows, strict=True):

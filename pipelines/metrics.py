@@ -76,8 +76,8 @@ def run(
 ) -> tuple[int, dict[str, Any]]:
     """Measures and writes; returns the exit code and what stands in metrics.json."""
     from anodiff.data.maps import find_maps, find_masks, pair_up
-    from anodiff.engine.files import write_csv, write_json
     from anodiff.engine.progress import Progress
+    from anodiff.files import write_csv, write_json
     from anodiff.metrics import evaluate_maps
 
     if not 0 < topk <= 1:
@@ -234,8 +234,8 @@ class Reading:
 
 def own_folder(output: Path) -> Path:
     """The folder to write into; StorageError where it holds a run of another job, whose scores.csv would be lost."""
-    from anodiff.engine.files import make_folder
     from anodiff.engine.store import STATE_FOLDER
+    from anodiff.files import make_folder
 
     if (output / STATE_FOLDER).exists():
         raise StorageError(f"{str(output)!r} holds a run of anodiff score or evaluate: give another --output")

@@ -16,11 +16,11 @@ from torch import Tensor
 from anodiff.data.preprocess import Geometry, Prepared, Preprocessor, resize, select_channels
 from anodiff.data.readers import RawImage, read_image
 from anodiff.engine.device import describe
-from anodiff.engine.files import make_folder
 from anodiff.engine.loop import Job, Summary, run_job
 from anodiff.engine.progress import Progress
 from anodiff.engine.store import Item, ResultStore
 from anodiff.errors import ConfigError, InputError
+from anodiff.files import make_folder
 from anodiff.model import DiffusionModel
 from anodiff.pipelines.common import file_digest, say
 from anodiff.pipelines.restoring_masks import MaskSource, model_mask

@@ -19,11 +19,11 @@ from anodiff.data.preprocess import Prepared, resize
 from anodiff.data.readers import MAX_PIXELS, file_of, read_image, read_mask
 from anodiff.data.seen import pixel_hash
 from anodiff.engine.device import describe
-from anodiff.engine.files import atomic_write, load_map, make_folder, save_map
 from anodiff.engine.loop import Summary, run_job
 from anodiff.engine.progress import Progress
 from anodiff.engine.store import STATE_FOLDER, Item, ResultStore
 from anodiff.errors import InputError
+from anodiff.files import atomic_write, load_map, make_folder, save_map
 from anodiff.model import DiffusionModel
 from anodiff.pipelines.common import file_digest
 from anodiff.pipelines.heatmaps import NOT_DRAWN, add_heatmaps, with_heatmaps

@@ -65,7 +65,7 @@ def run(
     from anodiff.data.findings import summaries
     from anodiff.data.layouts import load_table
     from anodiff.data.splits import DEFAULT, assign_splits, count_splits, has_splits, keep_splits, parse_fractions
-    from anodiff.engine.files import write_csv
+    from anodiff.files import write_csv
 
     shares = None if fractions is None else parse_fractions(fractions)
     new_file(output)

@@ -78,7 +78,7 @@ def run(
     from anodiff.config import load_config
     from anodiff.data.layouts import load_table
     from anodiff.engine.device import resolve_device, resolve_precision
-    from anodiff.engine.files import make_folder
+    from anodiff.files import make_folder
     from anodiff.training import Trainer, load_checkpoint, load_images, split_normals
     from anodiff.training.processes import processes
 
@@ -127,8 +127,8 @@ def run(
 
 def learn(trainer: Trainer, output: Path, group: Processes, quiet: bool) -> bool:
     """The training loop with its bar, log, preview and checkpoints; False when it was interrupted (Ctrl-C)."""
-    from anodiff.engine.files import atomic_write, write_csv
     from anodiff.engine.progress import Progress
+    from anodiff.files import atomic_write, write_csv
     from anodiff.training import save_checkpoint
     from anodiff.training.preview import preview
 
@@ -230,7 +230,7 @@ def write_start(config: AnodiffConfig, output: Path, parts: dict[str, ImageSet])
     """The resolved recipe and the split as files: what was trained on what."""
     import yaml
 
-    from anodiff.engine.files import atomic_write, write_csv
+    from anodiff.files import atomic_write, write_csv
 
     atomic_write(output / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
     rows = [

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anodiff.engine.files import unquote_cell, write_csv
 from anodiff.errors import DataError
+from anodiff.files import unquote_cell, write_csv
 
 TRUTH_FILE = "truth.csv"
 TRUTH_COLUMNS = ("id", "path", "label", "mask", "group", "map")

@@ -119,7 +119,7 @@ def run(
     from anodiff.anomaly import AnomalyDetector
     from anodiff.anomaly.tuning import tune
     from anodiff.config import parse_config
-    from anodiff.engine.files import write_json
+    from anodiff.files import write_json
     from anodiff.visualize.tuning import write_tune_page
 
     check_paths(model_path, output)

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Generic, Protocol, TypeVar
 
-from anodiff.engine.files import storage_errors
 from anodiff.engine.progress import Progress
 from anodiff.engine.store import Item
 from anodiff.errors import AnodiffError, ConfigError, ModelFileError, StorageError
+from anodiff.files import storage_errors
 
 Loaded = TypeVar("Loaded")
 Computed = TypeVar("Computed")

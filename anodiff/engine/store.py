@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anodiff.engine.files import make_folder, remove_leftovers, storage_errors, write_csv
 from anodiff.errors import StorageError
+from anodiff.files import make_folder, remove_leftovers, storage_errors, write_csv
 
 STATE_FOLDER = ".anodiff"
 STORE_VERSION = 1

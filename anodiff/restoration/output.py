@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anodiff.data.readers import RawImage
-from anodiff.engine.files import atomic_write, make_folder
+from anodiff.files import atomic_write, make_folder
 
 #: stored types that a PNG holds; the last only with one channel
 PNG_TYPES = {"bool": np.uint8, "uint8": np.uint8, "uint16": np.uint16}

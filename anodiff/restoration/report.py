@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anodiff.engine.files import atomic_write
 from anodiff.errors import AnodiffError
+from anodiff.files import atomic_write
 from anodiff.visualize.pictures import image_uri
 from anodiff.visualize.report import printable
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from anodiff.config import parse_config
-from anodiff.engine.files import atomic_write
 from anodiff.errors import TrainingError
+from anodiff.files import atomic_write
 from anodiff.training.trainer import LogRow, State, Trainer
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from anodiff.engine.files import atomic_write
+from anodiff.files import atomic_write
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont

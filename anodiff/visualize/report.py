@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from anodiff.engine.files import atomic_write
 from anodiff.errors import AnodiffError
+from anodiff.files import atomic_write
 from anodiff.visualize import pictures
 from anodiff.visualize.charts import curve_plots, score_histogram
 from anodiff.visualize.heatmap import HeatScale, format_value

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anodiff.engine.files import atomic_write
+from anodiff.files import atomic_write
 from anodiff.visualize import pictures
 from anodiff.visualize.charts import Tick
 from anodiff.visualize.heatmap import HeatScale

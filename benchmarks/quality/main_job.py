@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from anodiff.config import load_config
-from anodiff.engine.files import atomic_write, write_json
+from anodiff.files import atomic_write, write_json
 from anodiff.model import load
 from anodiff.pipelines import evaluate, train
 from anodiff.training.checkpoint import differences

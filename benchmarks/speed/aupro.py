@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from anodiff.engine.files import write_json
+from anodiff.files import write_json
 from anodiff.metrics import aupro
 
 HERE = Path(__file__).parent

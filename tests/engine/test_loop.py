@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from anodiff.engine import loop
-from anodiff.engine.files import atomic_write
 from anodiff.engine.loop import run_job
 from anodiff.engine.store import Item, ResultStore
 from anodiff.errors import ConfigError, InputError, StorageError
+from anodiff.files import atomic_write
 
 COLUMNS = ["id", "path", "score", "status", "error"]
 NAMES = [f"i{n:02d}" for n in range(25)]
@@ -251,7 +251,7 @@ class Logged(Lengths):
         time.sleep(0.02)
         return super().compute(batch)
     def write(self, item, computed):
-        from anodiff.engine.files import atomic_write
+        from anodiff.files import atomic_write
         time.sleep(0.002)
         atomic_write(self.out / (item.id + ".out"), str(computed) * 10000)
         return {{"score": computed / 7, "files": [item.id + ".out"]}}

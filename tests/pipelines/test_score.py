@@ -26,7 +26,7 @@ import anodiff as library
 from anodiff.config import parse_config
 from anodiff.data.readers import read_image
 from anodiff.engine import files
-from anodiff.engine.files import load_map
+from anodiff.files import load_map
 from anodiff.model import build_denoiser
 
 Run = Callable[..., int]

@@ -18,8 +18,8 @@ import numpy as np
 
 from anodiff.data.volumes.dicom import Frame
 from anodiff.data.volumes.volume import Volume
-from anodiff.engine.files import atomic_write, make_folder
 from anodiff.errors import StorageError
+from anodiff.files import atomic_write, make_folder
 
 SERIES_NUMBER = 9100
 MANUFACTURER = "anodiff"

@@ -29,8 +29,8 @@ from anodiff.data.volumes.volume import (
     is_sheared,
     value_range,
 )
-from anodiff.engine.files import atomic_write
 from anodiff.errors import InputError, StorageError
+from anodiff.files import atomic_write
 
 HEADER_BYTES = 544
 MAP_SUFFIXES = (".nii", ".nii.gz")
