@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -50,6 +51,7 @@ class Denoiser(nn.Module):
     """Wraps a network F as a denoiser of additive noise; every sampler, detector and restorer calls this.
 
     network:     module ``F(c_in * x, c_noise)`` with x (N, C, *spatial) and c_noise (N,), returning (N, C, *spatial).
+                 A network that is given a context sees it, as it is, in channels after those of c_in * x.
     prediction:  what F was trained to predict: "eps" (the noise), "x0" (the image), "v", or "edm" (Karras et al. 2022).
     sigma_data:  standard deviation of the data, used by "edm" only.
     schedule:    needed for ``noise_input="timestep"``: the table the network was trained with.
@@ -95,21 +97,26 @@ class Denoiser(nn.Module):
         c_skip, c_out, c_in = preconditioning(self.prediction, sigma, self.sigma_data)
         return Coefficients(c_skip, c_out, c_in, self._noise_condition(sigma))
 
-    def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor | float, context: Tensor | None = None) -> Tensor:
         """Estimate of the clean image in x's dtype.
 
         x:     (N, C, *spatial), ``x_0 + sigma * n`` in the units of the [-1, 1] data.
         sigma: noise level, a number or (N,), on any device. The tables are computed in float64; under autocast only the
                network runs in the lower precision.
+        context: (N, K, *spatial), what is known beside the noisy image (past frames, another modality), or None.
         """
         c_skip, c_out, c_in, c_noise = self._coefficients_like(x, sigma)
-        output = self.network(c_in * x, c_noise)
+        output = self.network(_beside(c_in * x, context), c_noise)
         denoised = c_skip * x + c_out * output.to(x.dtype)
         if self.clip is not None and not self.training:
             denoised = denoised.clamp(-self.clip, self.clip)
         return denoised
 
-    def features(self, x: Tensor, sigma: Tensor | float) -> list[Tensor]:
+    def given(self, context: Tensor | None) -> Callable[[Tensor, Tensor | float], Tensor]:
+        """The denoiser (x, sigma) -> x_0 with its context fixed, as samplers and losses call it."""
+        return self if context is None else partial(self, context=context)
+
+    def features(self, x: Tensor, sigma: Tensor | float, context: Tensor | None = None) -> list[Tensor]:
         """Encoder activations of the network at ``(x, sigma)``, finest first, each (N, channels, *smaller spatial).
 
         Raises ConfigError where the network offers no ``features(x, c_noise)``.
@@ -118,7 +125,7 @@ class Denoiser(nn.Module):
         if features is None:
             raise ConfigError(f"a {type(self.network).__name__} network gives no encoder features")
         _, _, c_in, c_noise = self._coefficients_like(x, sigma)
-        return features(c_in * x, c_noise)
+        return features(_beside(c_in * x, context), c_noise)
 
     def _noise_condition(self, sigma: Tensor) -> Tensor:
         if self.noise_input == "log_sigma":
@@ -141,3 +148,7 @@ class Denoiser(nn.Module):
         """One line of settings for ``print(denoiser)``."""
         clip = math.inf if self.clip is None else self.clip
         return f"prediction={self.prediction!r}, noise_input={self.noise_input!r}, clip={clip:g}"
+
+
+def _beside(x: Tensor, context: Tensor | None) -> Tensor:
+    return x if context is None else torch.cat([x, context.to(x.dtype)], dim=1)

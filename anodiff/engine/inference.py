@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,10 +51,17 @@ class InferenceDenoiser:
         self.denoiser = denoiser.to(self.device).eval()
         _channels_last(self.denoiser)
 
-    def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """x (N, C, *S), sigma scalar or (N,), in units of the [-1, 1] data -> estimate of x0, (N, C, *S) float32."""
-        pieces = self._run(self.denoiser, x, sigma)
+    def __call__(self, x: Tensor, sigma: Tensor | float, context: Tensor | None = None) -> Tensor:
+        """x (N, C, *S), sigma scalar or (N,), in units of the [-1, 1] data -> estimate of x0, (N, C, *S) float32.
+
+        context: (N, K, *S), what the denoiser is given beside the noisy image, or None.
+        """
+        pieces = self._run(self.denoiser, x, sigma, context)
         return torch.cat([piece.float() for piece in pieces]) if pieces else torch.empty_like(x, device=self.device)
+
+    def given(self, context: Tensor | None) -> Callable[[Tensor, Tensor | float], Tensor]:
+        """This denoiser (x, sigma) -> x0 with its context fixed."""
+        return self if context is None else partial(self, context=context)
 
     def features(self, x: Tensor, sigma: Tensor | float) -> list[Tensor]:
         """Encoder activations for x (N, C, *S) at level sigma: one (N, K, *s) float32 tensor a level, finest first.
@@ -67,26 +75,30 @@ class InferenceDenoiser:
         pieces = self._run(function, x, sigma)
         return [torch.cat([piece[level].float() for piece in pieces]) for level in range(len(pieces[0]))]
 
-    def _run(self, function: Callable[[Tensor, Tensor], Any], x: Tensor, sigma: Tensor | float) -> list[Any]:
+    def _run(
+        self, function: Callable[..., Any], x: Tensor, sigma: Tensor | float, context: Tensor | None = None
+    ) -> list[Any]:
         rows = x.shape[0]
         x = x.to(self.device, torch.float32)
         level = torch.as_tensor(sigma, dtype=torch.float32).to(self.device).expand(rows)
+        rest = () if context is None else (context.to(self.device, torch.float32),)
         self.calls += rows
-        return [
-            self._piece(function, x[start : start + self.network_batch], level[start : start + self.network_batch])
-            for start in range(0, rows, self.network_batch)
-        ]
+        pieces = (slice(start, start + self.network_batch) for start in range(0, rows, self.network_batch))
+        return [self._piece(function, *(each[piece] for each in (x, level, *rest))) for piece in pieces]
 
-    def _piece(self, function: Callable[[Tensor, Tensor], Any], x: Tensor, sigma: Tensor) -> Any:
-        rows = x.shape[0]
-        missing = self.network_batch - rows
-        if missing:
-            x = torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
-            sigma = torch.cat([sigma, sigma[-1:].expand(missing)])
-        x = x.contiguous(memory_format=_memory_format(x.ndim))
+    def _piece(self, function: Callable[..., Any], *inputs: Tensor) -> Any:
+        rows = inputs[0].shape[0]
+        whole = [self._filled(each) for each in inputs]
         with torch.inference_mode(), autocast(self.device, self.precision), _same_algorithms():
-            out = function(x, sigma.contiguous())
+            out = function(*whole)
         return [level[:rows] for level in out] if isinstance(out, list | tuple) else out[:rows]
+
+    def _filled(self, piece: Tensor) -> Tensor:
+        """The piece as ``network_batch`` rows: its last one repeated, channels last."""
+        missing = self.network_batch - piece.shape[0]
+        if missing:
+            piece = torch.cat([piece, piece[-1:].expand(missing, *piece.shape[1:])])
+        return piece.contiguous(memory_format=_memory_format(piece.ndim))
 
 
 def _even_threads() -> None:

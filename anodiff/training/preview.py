@@ -20,7 +20,8 @@ def preview(trainer: Trainer, count: int = 6) -> bytes:
     """A PNG: a row an image; columns: the image, then for sigma 0.3, 1 and 3 the noisy image and its reconstruction."""
     from PIL import Image
 
-    clean = trainer.validation[:count]
+    held = trainer.validation.rows(slice(count))
+    clean, denoiser = held.clean, trainer.averaged.given(held.context)
     diffusion = trainer.config.diffusion
     seed = trainer.config.training.seed
     keys = torch.tensor([mix(seed, VALIDATION, row) for row in range(len(clean))], device=clean.device)
@@ -29,7 +30,7 @@ def preview(trainer: Trainer, count: int = 6) -> bytes:
         noise = sample_noise(diffusion.noise, keys, tuple(clean.shape[1:]), level=level, scale=diffusion.noise_scale)
         noisy = clean + sigma * noise
         with autocast(trainer.device, trainer.precision):
-            columns += [noisy / (1 + sigma**2) ** 0.5, trainer.averaged(noisy, sigma)]
+            columns += [noisy / (1 + sigma**2) ** 0.5, denoiser(noisy, sigma)]
     tiles = torch.stack(columns, dim=1).float().cpu().numpy()  # (rows, columns, C, H, W)
     tiles = np.clip((tiles + 1) * 127.5, 0, 255).astype(np.uint8)
     tiles = np.pad(tiles, [(0, 0)] * 3 + [(GAP_PX, GAP_PX)] * 2, constant_values=32)

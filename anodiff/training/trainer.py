@@ -31,8 +31,9 @@ from anodiff.diffusion.objective import (
 from anodiff.engine.device import Precision, autocast
 from anodiff.errors import TrainingError
 from anodiff.model import build_denoiser, schedule_of
-from anodiff.training.augment import NUMBERS, augment
+from anodiff.training.augment import NUMBERS
 from anodiff.training.ema import EMA
+from anodiff.training.examples import Drawn, Examples, ImageExamples
 from anodiff.training.processes import Processes
 
 #: how often (in updates) the loss is brought to the host, shown and checked
@@ -85,7 +86,10 @@ class State:
 
 
 class Trainer:
-    """Trains ``config`` on ``images`` (N, C, H, W) in [-1, 1]; ``validation`` (M, C, H, W) is held out.
+    """Trains ``config`` on ``examples``; ``validation`` is held out.
+
+    examples: images (N, C, *S) in [-1, 1], kept in memory and augmented as the recipe says, or any `Examples`.
+    validation: images (M, C, *S), or a `Drawn` where examples have a context.
 
     ``step`` makes one update over ``batch_size * accumulate * processes`` images.
     """
@@ -93,8 +97,8 @@ class Trainer:
     def __init__(
         self,
         config: AnodiffConfig,
-        images: Tensor,
-        validation: Tensor,
+        examples: Tensor | Examples,
+        validation: Tensor | Drawn,
         *,
         device: torch.device,
         precision: Precision,
@@ -102,10 +106,11 @@ class Trainer:
     ) -> None:
         self.config, self.device, self.precision = config, device, precision
         self.processes = processes or Processes()
-        self.images = images
-        self.validation = validation[: config.training.validation_images].to(device)
+        self.examples: Examples = ImageExamples(examples, config.augment) if isinstance(examples, Tensor) else examples
+        held = Drawn(validation) if isinstance(validation, Tensor) else validation
+        self.validation = held.rows(slice(config.training.validation_images)).to(device)
         torch.manual_seed(mix(config.training.seed, 0))
-        layout = torch.channels_last if images.ndim == 4 else torch.channels_last_3d
+        layout = torch.channels_last if held.clean.ndim == 4 else torch.channels_last_3d
         self.denoiser = build_denoiser(config).to(device)
         self.network: nn.Module = self.denoiser.network.to(memory_format=layout)  # type: ignore[call-overload]
         self.averaged: Denoiser = copy.deepcopy(self.denoiser)
@@ -207,7 +212,7 @@ class Trainer:
     @torch.no_grad()
     def validate(self) -> float:
         """Mean weighted loss of the averaged weights on the held-out normals, at fixed noise and noise levels."""
-        n = len(self.validation)
+        n = len(self.validation.clean)
         generator = torch.Generator().manual_seed(mix(self.config.training.seed, VALIDATION))
         u = stratified_uniform(n, generator)
         rows = torch.arange(n)
@@ -216,7 +221,7 @@ class Trainer:
         for start in range(0, n, size):
             part = slice(start, start + size)
             keys = self._keys(rows[part], VALIDATION)
-            total += float(self._denoising_loss(self.averaged, self.validation[part], u[part], keys).sum())
+            total += float(self._denoising_loss(self.averaged, self.validation.rows(part), u[part], keys).sum())
         return total / n
 
     def require_finite(self) -> None:
@@ -244,15 +249,15 @@ class Trainer:
         return rows, u_sigma, u_augment
 
     def _pick(self, rows: Tensor) -> Tensor:
-        """Images of the given row counters: every epoch is a permutation of its own."""
-        n = len(self.images)
+        """Which examples the given row counters mean: every epoch is a permutation of its own."""
+        n = len(self.examples)
         index = torch.empty(len(rows), dtype=torch.long)
         for epoch in torch.unique(rows // n).tolist():
             generator = torch.Generator().manual_seed(mix(self.config.training.seed, ORDER, epoch))
             order = torch.randperm(n, generator=generator)
             here = rows // n == epoch
             index[here] = order[rows[here] % n]
-        return self.images[index].to(self.device, non_blocking=True)
+        return index
 
     def _keys(self, rows: Tensor, stream: int) -> Tensor:
         """Noise keys of row counters (N,) int64 on the device."""
@@ -260,18 +265,18 @@ class Trainer:
         return torch.tensor([mix(seed, stream, row) for row in rows.tolist()], dtype=torch.long).to(self.device)
 
     def _loss(self, rows: Tensor, u_sigma: Tensor, u_augment: Tensor) -> Tensor:
-        clean = augment(self._pick(rows), self.config.augment, u_augment)
-        return self._denoising_loss(self.denoiser, clean, u_sigma, self._keys(rows, NOISE))
+        drawn = self.examples.draw(self._pick(rows), u_augment, self.device)
+        return self._denoising_loss(self.denoiser, drawn, u_sigma, self._keys(rows, NOISE))
 
-    def _denoising_loss(self, denoiser: Denoiser, clean: Tensor, u: Tensor, keys: Tensor) -> Tensor:
-        diffusion = self.config.diffusion
+    def _denoising_loss(self, denoiser: Denoiser, drawn: Drawn, u: Tensor, keys: Tensor) -> Tensor:
+        diffusion, clean = self.config.diffusion, drawn.clean
         noise = sample_noise(diffusion.noise, keys, tuple(clean.shape[1:]), scale=diffusion.noise_scale)
         if diffusion.noise_where == "foreground":
             noise = within_foreground(noise, clean)
         sigma = draw_sigma(self.distribution, u)
         weight = loss_weight(diffusion.weight, sigma, sigma_data=diffusion.sigma_data)
         with autocast(self.device, self.precision):
-            return denoising_loss(denoiser, clean, sigma, noise, weight)
+            return denoising_loss(denoiser.given(drawn.context), clean, sigma, noise, weight)
 
     def tensors(self) -> dict[str, Any]:
         """Weights, averaged weights and optimiser state, for a checkpoint."""

@@ -157,3 +157,18 @@ def test_errors(options: dict, message: str) -> None:
 def test_sigma_of_another_batch_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"one per image \(2\), found 3"):
         Denoiser(Recorder(), "eps")(torch.zeros(2, 1, 4, 4), torch.ones(3))
+
+
+def test_a_context_is_seen_unscaled_after_the_noisy_image() -> None:
+    seen: list[torch.Tensor] = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
+            seen.append(x)
+            return x[:, :1]
+
+    x, context = torch.ones(2, 1, 3, 3), torch.full((2, 2, 3, 3), 7.0)
+    denoiser = Denoiser(Spy(), "x0")
+    assert torch.equal(denoiser.given(context)(x, 3.0), denoiser(x, 3.0, context))
+    torch.testing.assert_close(seen[0][:, :1], x / 10**0.5)
+    assert torch.equal(seen[0][:, 1:], context)

@@ -146,3 +146,14 @@ def test_threads_are_a_power_of_two(network: Tiny) -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_context_is_padded_with_its_image() -> None:
+    class Sum(torch.nn.Module):
+        def forward(self, x: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+            return x + context.sum(1, keepdim=True)
+
+    generator = torch.Generator().manual_seed(0)
+    x, context = torch.randn(5, 1, 4, 4, generator=generator), torch.randn(5, 3, 4, 4, generator=generator)
+    given = InferenceDenoiser(Sum(), "cpu", network_batch=2).given(context)
+    torch.testing.assert_close(given(x, 0.1), x + context.sum(1, keepdim=True))

@@ -210,7 +210,7 @@ def test_a_denoising_auto_encoder_learns_to_leave_bumps_out(tiny_recipe: dict[st
     seen: list[torch.Tensor] = []
     hook = trained.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     trained.step()
-    hook.remove()
+    clean = trained.examples.images[trained._pick(rows)]
     rows, _, _ = trained._plan(0)
     clean = trained._pick(rows)
     scale = (1 + 0.4**2) ** 0.5
@@ -237,8 +237,8 @@ def test_damaged_checkpoint_is_named(tiny_recipe: dict[str, Any], tmp_path: Path
 
 def test_non_finite_loss_stops_with_advice(tiny_recipe: dict[str, Any]) -> None:
     broken = trainer(tiny_recipe, images=1600)
-    broken.images = broken.images.clone()
-    broken.images[3, 0, 2, 2] = float("nan")
+    broken.examples.images = broken.examples.images.clone()
+    broken.examples.images[3, 0, 2, 2] = float("nan")
     with pytest.raises(TrainingError, match=r"expected a finite loss, found nan; try --set training\.lr="):
         run(broken)
 
@@ -255,7 +255,7 @@ def test_learning_rate_warms_up_then_falls(tiny_recipe: dict[str, Any]) -> None:
 
 def test_every_epoch_shows_every_image_once(tiny_recipe: dict[str, Any]) -> None:
     trained = trainer(tiny_recipe)
-    trained.images = torch.arange(24).float().view(24, 1, 1, 1)
+    trained.examples.images = torch.arange(24).float().view(24, 1, 1, 1)
     shown = torch.cat([trained._pick(torch.arange(start, start + 8)) for start in range(0, 48, 8)]).flatten()
     assert sorted(shown[:24].tolist()) == list(range(24))
     assert sorted(shown[24:].tolist()) == list(range(24))
