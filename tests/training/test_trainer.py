@@ -210,9 +210,8 @@ def test_a_denoising_auto_encoder_learns_to_leave_bumps_out(tiny_recipe: dict[st
     seen: list[torch.Tensor] = []
     hook = trained.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     trained.step()
-    clean = trained.examples.images[trained._pick(rows)]
     rows, _, _ = trained._plan(0)
-    clean = trained._pick(rows)
+    clean = trained.examples.images[trained._pick(rows)]
     scale = (1 + 0.4**2) ** 0.5
     difference = (seen[0] * scale - clean).abs()
     assert float(difference[clean < -0.95].max()) < 1e-5
