@@ -1,0 +1,66 @@
+"""The speed benchmarks run, compare results before they time, and say what they found in one table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.speed import simplex, training
+from benchmarks.speed.__main__ import NAMES, results
+from benchmarks.speed.side_by_side import Comparison, distance, in_turns, require_equal
+
+
+def test_the_ratio_is_the_median_over_turns() -> None:
+    found = Comparison("work", ours=(1.0, 2.0, 1.0), theirs=(3.0, 4.0, 5.0), facts={}).ratio
+    assert found == {"median": 3.0, "low": 2.5, "high": 4.0}
+
+
+def test_sides_take_turns_after_a_warm_up() -> None:
+    calls: list[str] = []
+    found = in_turns("work", lambda: calls.append("ours"), lambda: calls.append("theirs"), 3)
+    assert calls == ["ours", "theirs"] * 4
+    assert len(found.ours) == len(found.theirs) == 3
+
+
+def test_results_that_differ_end_the_benchmark() -> None:
+    x = torch.ones(4)
+    assert distance(1.01 * x, x) == pytest.approx(0.01, rel=1e-4)
+    assert require_equal(x * 1.01, x, "bf16", "work") > 0
+    with pytest.raises(SystemExit, match=r"work: expected results within 0\.0001 of each other, found 0\.01"):
+        require_equal(x * 1.01, x, "fp32", "work")
+
+
+def test_one_training_step_of_either_side(tmp_path: Path) -> None:
+    output = tmp_path / "training.json"
+    found = training.main(["--device", "cpu", "--turns", "1", "--batch", "2", "--side", "16", "--output", str(output)])
+    assert found[-1].work == "2 images of 16x16, fp32"
+    weights = found[-1].facts
+    assert abs(weights["weights"] / weights["peer_weights"] - 1) < 0.25  # networks of one size
+    assert json.loads(output.read_text())["rows"][0]["ratio"]["median"] > 0
+
+
+def test_simplex_fields_of_both_sides_are_as_smooth(tmp_path: Path) -> None:
+    pytest.importorskip("opensimplex", reason="opensimplex, the peer, is not installed")
+    pytest.importorskip("numba", reason="numba, which makes the peer fast, is not installed")
+    output = tmp_path / "simplex.json"
+    found = simplex.main(["--turns", "1", "--fields", "4", "--side", "32", "--device", "cpu", "--output", str(output)])
+    correlations = found[0].facts["correlations"]
+    assert correlations["ours"] == pytest.approx(correlations["peer"], abs=simplex.AGREEMENT)
+
+
+def test_the_table_holds_what_has_run_and_nothing_else(tmp_path: Path) -> None:
+    row = {
+        "work": "a forward",
+        "seconds": {"ours": 0.5, "peer": 2.0},
+        "ratio": {"median": 4.0, "low": 3.5, "high": 4.5},
+    }
+    machine = {"processor": "x86_64", "cpu": "AVX512", "threads": 2, "torch": "2"}
+    (tmp_path / "network.json").write_text(json.dumps({"title": "network forward", "rows": [row], "machine": machine}))
+    text = results(tmp_path)
+    assert "| a forward | 0.5 | 2 | 4.0 (3.5-4.5) |" in text
+    assert text.count("\n## ") == 1
+    assert "Goal: 4 times on 2 CPU cores" in text
+    assert len(NAMES) == len(set(NAMES))
