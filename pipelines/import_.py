@@ -47,8 +47,9 @@ def main(
 
     new_file(output)
     recipe = load_config(config, set_ or [])
-    if recipe.network.kind == "unet":
-        raise ConfigError(f"{config}: expected network.kind monai or diffusers for foreign weights, found 'unet'")
+    if recipe.network.kind not in ("monai", "diffusers"):
+        found = recipe.network.kind
+        raise ConfigError(f"{config}: expected network.kind monai or diffusers for foreign weights, found {found!r}")
     denoiser = build_denoiser(recipe)
     source = weights_file(weights)
     put_weights(denoiser, read_weights(source), source)

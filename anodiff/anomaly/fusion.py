@@ -13,8 +13,8 @@ Fusion = Literal["mean", "sqrt-mean", "max", "harmonic"]
 HARMONIC_FLOOR = 1e-3
 
 
-def fuse(errors: Tensor, fusion: Fusion) -> Tensor:
-    """Join the levels' (standardised) errors; (L, N, *S) -> (N, *S), in the units of the errors.
+def fuse(errors: Tensor, fusion: Fusion, limits: tuple[float, float] | None = None) -> Tensor:
+    """Join the levels' (standardised) errors; (L, N, *S) -> (N, *S), in the units of the errors, within ``limits``.
 
     ``mean``; ``sqrt-mean``: the square of the mean of (signed) square roots, which one loud level cannot dominate;
     ``max``: the value furthest from 0; ``harmonic``: L / sum 1 / (e + 0.001) of the positive parts less that of the
@@ -24,7 +24,11 @@ def fuse(errors: Tensor, fusion: Fusion) -> Tensor:
     Raises:
         ValueError: another ``fusion``.
     """
-    levels = list(errors.unbind(0))
+    joined = _joined(list(errors.unbind(0)), fusion)
+    return joined if limits is None else joined.clamp(*limits)
+
+
+def _joined(levels: list[Tensor], fusion: Fusion) -> Tensor:
     if fusion == "mean":
         return _mean(levels)
     if fusion == "sqrt-mean":

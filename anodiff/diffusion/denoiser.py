@@ -59,6 +59,7 @@ class Denoiser(nn.Module):
                  counted from 0 and interpolated in ln(sigma); levels outside the table are told as its ends.
     clip:        the estimate is clamped to [-clip, clip] in evaluation mode (in training the loss needs the gradient
                  outside too); None leaves it alone.
+    learned_variance: F has twice the channels; the second half says where the variance of a reverse step lies.
 
     Raises ConfigError for an unknown prediction or noise input, or a missing schedule.
     """
@@ -72,6 +73,7 @@ class Denoiser(nn.Module):
         schedule: NoiseSchedule | None = None,
         noise_input: str = "log_sigma",
         clip: float | None = None,
+        learned_variance: bool = False,
     ) -> None:
         super().__init__()
         if prediction not in PREDICTIONS:
@@ -90,6 +92,7 @@ class Denoiser(nn.Module):
         self.schedule = schedule
         self.noise_input = noise_input
         self.clip = clip
+        self.learned_variance = learned_variance
 
     def coefficients(self, sigma: Tensor | float) -> Coefficients:
         """The four preconditioning factors at noise levels ``sigma`` (scalar or (N,)), float64 on sigma's device."""
@@ -105,12 +108,31 @@ class Denoiser(nn.Module):
                network runs in the lower precision.
         context: (N, K, *spatial), what is known beside the noisy image (past frames, another modality), or None.
         """
+        return self._estimate(x, sigma, context)[0]
+
+    def with_variance(self, x: Tensor, sigma: Tensor | float, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The estimate, and where the reverse variance lies: 0 the small, 1 the large one, linear in the logarithm.
+
+        Both (N, C, *spatial); the second is not bounded (Nichol & Dhariwal 2021, equation 15).
+        Raises ConfigError where the variance is not learned.
+        """
+        if not self.learned_variance:
+            raise ConfigError(
+                "expected a model with a learned variance (diffusion.variance: learned), found a fixed one"
+            )
+        denoised, rest = self._estimate(x, sigma, context)
+        return denoised, (rest.to(x.dtype) + 1) / 2
+
+    def _estimate(self, x: Tensor, sigma: Tensor | float, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The estimate, and what else the network puts out."""
         c_skip, c_out, c_in, c_noise = self._coefficients_like(x, sigma)
-        output = self.network(_beside(c_in * x, context), c_noise)
+        output, rest = self.network(_beside(c_in * x, context), c_noise), x.new_empty(0)
+        if self.learned_variance:
+            output, rest = output.chunk(2, dim=1)
         denoised = c_skip * x + c_out * output.to(x.dtype)
         if self.clip is not None and not self.training:
             denoised = denoised.clamp(-self.clip, self.clip)
-        return denoised
+        return denoised, rest
 
     def given(self, context: Tensor | None) -> Callable[[Tensor, Tensor | float], Tensor]:
         """The denoiser (x, sigma) -> x_0 with its context fixed, as samplers and losses call it."""

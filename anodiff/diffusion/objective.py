@@ -14,9 +14,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from anodiff.diffusion.likelihood import decoder_variances, gaussian_nats, step_nats
+from anodiff.diffusion.samplers import VarianceFn, between
 from anodiff.diffusion.schedule import NoiseSchedule
 from anodiff.errors import ConfigError
 
+#: weight of the variational bound in the hybrid loss, a step (Nichol & Dhariwal 2021, section 3.1)
+BOUND_WEIGHT = 0.001
+#: below this step a level counts as the first
+FIRST_STEP = 1.5
 #: share of an image's range above its darkest value that still counts as background
 BACKGROUND_SHARE = 0.05
 
@@ -193,3 +199,35 @@ def denoising_loss(
     denoised = denoiser(clean + level * noise.float(), sigma)
     error = (denoised.float() - clean).square().flatten(1).mean(1)
     return weight.to(device=error.device, dtype=torch.float32) * error
+
+
+def hybrid_loss(
+    learned: VarianceFn, clean: Tensor, sigma: Tensor, noise: Tensor, weight: Tensor, schedule: NoiseSchedule
+) -> Tensor:
+    """(N,) float32: the denoising loss, and 0.001 T of the variational bound's term for the learned variance.
+
+    Nichol & Dhariwal 2021, equations 15 and 16. The bound trains the variance alone: the error in it has no gradient. A
+    level between two steps of the schedule steps down by one step; near step 1 and below, the term is the decoder's.
+
+    learned: D and the share of the reverse variance, see ``Denoiser.with_variance``. Others as for `denoising_loss`.
+    """
+    clean = clean.float()
+    view = (-1,) + (1,) * (clean.ndim - 1)
+    level = sigma.to(device=clean.device, dtype=torch.float32).view(view)
+    denoised, share = learned(clean + level * noise.float(), sigma)
+    error, share = denoised.float() - clean, share.float()
+    simple = weight.to(device=error.device, dtype=torch.float32) * error.square().flatten(1).mean(1)
+    t = schedule.t_of(sigma.double().cpu())
+    below = schedule.sigma_of((t - 1).clamp(min=1)) if schedule.num_steps > 1 else t
+    first = (t < FIRST_STEP).to(error.device).view(view)
+    a = sigma.double().cpu()
+    step = step_nats(
+        error.detach(),
+        torch.where(t < FIRST_STEP, 2.0, a).to(error.device).view(view),
+        torch.where(t < FIRST_STEP, 1.0, below).to(error.device).view(view),
+        share,
+        schedule.is_variance_preserving,
+    )
+    decoder = gaussian_nats(error.detach(), between(*decoder_variances(1.0), share).sqrt() * level).float()
+    bound = torch.where(first, decoder, step).flatten(1).mean(1)
+    return simple + BOUND_WEIGHT * schedule.num_steps * bound

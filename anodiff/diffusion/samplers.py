@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from torch import Tensor
 from anodiff.errors import ConfigError
 
 DenoiserFn = Callable[[Tensor, Tensor], Tensor]
+#: D(x, sigma), and where the reverse variance lies between the small (0) and the large one (1), in the logarithm
+VarianceFn = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Level = TypeVar("Level", float, Tensor)
 NoiseSource = Callable[[int], Tensor]
 
 
@@ -71,27 +75,32 @@ def sample_ancestral(
     *,
     variance: str = "small",
     eta: float = 1.0,
+    preserving: bool = True,
 ) -> Tensor:
     """DDPM (Ho et al. 2020, algorithm 2) on any stride.
 
     variance: "small", the posterior's own variance b^2 (a^2 - b^2) / a^2 from level a to b, the same for every process;
               "large", beta of the stride from a to b. That one belongs to the variance-preserving process: its beta is
               (a^2 - b^2) / (1 + a^2), on the additive scale of x a variance of (a^2 - b^2)(1 + b^2) / (1 + a^2).
+              "learned", the denoiser's own ``with_variance(x, sigma) -> (D, share)``: ln variance = share ln large +
+              (1 - share) ln small (Nichol & Dhariwal 2021, equation 15), ``preserving`` saying which large is meant.
     eta:      share of the noise, for "small" only (0 is DDIM). Noise is drawn at every step but one that ends at 0.
     One denoiser call a step; weak order 1. Raises ConfigError for a grid that does not descend or missing noise.
     """
     if variance == "small":
         return sample_ddim(denoiser, x, sigmas, noise, callback, eta=eta)
-    if variance != "large":
-        raise ConfigError(f"variance must be 'small' or 'large', found {variance!r}")
+    if variance not in ("large", "learned"):
+        raise ConfigError(f"variance must be 'small', 'large' or 'learned', found {variance!r}")
     if eta != 1:
-        raise ConfigError(f"the large variance is defined for eta = 1 only, found {eta}")
+        raise ConfigError(f"the {variance} variance is defined for eta = 1 only, found {eta}")
     source = _required(noise, "sample_ancestral")
+    learned = _with_variance(denoiser) if variance == "learned" else None
     for i, (a, b) in enumerate(_steps(sigmas)):
-        denoised = denoiser(x, _level(a))
+        denoised, share = (denoiser(x, _level(a)), None) if learned is None else learned(x, _level(a))
         x = denoised + (x - denoised) * (b * b / (a * a))
         if b > 0:
-            x = x + source(i + 1) * math.sqrt((a * a - b * b) * (1 + b * b) / (1 + a * a))
+            small, large = step_variances(a, b, preserving or share is None)
+            x = x + source(i + 1) * (math.sqrt(large) if share is None else between(small, large, share).sqrt())
         x = _after(callback, i, a, b, x, denoised)
     return x
 
@@ -173,6 +182,21 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
 }
 
 
+def step_variances(a: Level, b: Level, preserving: bool) -> tuple[Level, Level]:
+    """(small, large) variance of the reverse step from level a to b, in the units of x_0 + sigma n.
+
+    Small is the posterior's, b^2 (a^2 - b^2) / a^2. Large is beta of the stride, which on this scale is a^2 - b^2 for
+    the additive process and (a^2 - b^2)(1 + b^2) / (1 + a^2) for the variance-preserving one.
+    """
+    beta = a * a - b * b
+    return b * b * beta / (a * a), beta * (1 + b * b) / (1 + a * a) if preserving else beta
+
+
+def between(small: float, large: float, share: Tensor) -> Tensor:
+    """The variance at ``share`` of the way from small to large, linear in the logarithm; shape of ``share``."""
+    return (share * math.log(large / small) + math.log(small)).exp()
+
+
 def nfe(name: str, n_steps: int, final_zero: bool = True) -> int:
     """Denoiser calls of a sampler of :data:`SAMPLERS` on a grid of ``n_steps`` steps (ending at 0 or not)."""
     if name not in SAMPLERS:
@@ -190,6 +214,13 @@ def _heun_step(denoiser: DenoiserFn, x: Tensor, a: float, b: float) -> tuple[Ten
         return ahead, denoised
     slope_ahead = (ahead - denoiser(ahead, _level(b))) / b
     return x + (slope + slope_ahead) * ((b - a) / 2), denoised
+
+
+def _with_variance(denoiser: DenoiserFn) -> VarianceFn:
+    learned: VarianceFn | None = getattr(denoiser, "with_variance", None)
+    if learned is None:
+        raise ConfigError("the learned variance needs a denoiser that offers with_variance(x, sigma), found another")
+    return learned
 
 
 def _level(sigma: float) -> Tensor:

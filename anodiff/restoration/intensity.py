@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from anodiff.data.preprocess import RANGED_TYPES, Preprocessor, resize, robust_moments, select_channels
+from anodiff.data.intensity import line
+from anodiff.data.preprocess import RANGED_TYPES, Preprocessor, resize, select_channels
 from anodiff.data.readers import RawImage
 
 
@@ -37,14 +38,7 @@ def intensity_of(raw: RawImage, preprocessor: Preprocessor) -> Intensity:
         half = (raw.high - raw.low) / 2
         return Intensity(np.full(channels, raw.low + half), np.full(channels, half))
     planes, inside = _inside(raw, preprocessor)
-    values = planes[:, inside]
-    if intensity.kind == "percentile":
-        low, high = np.percentile(values, [intensity.low, intensity.high], axis=1)
-        return Intensity((high + low).astype(np.float64) / 2, (high - low).astype(np.float64) / 2)
-    if intensity.kind == "robust":
-        centre, spread = robust_moments(values, intensity.spread)
-        return Intensity(centre, float(intensity.clip or 1) * spread)
-    return Intensity(values.mean(axis=1, dtype=np.float64), values.std(axis=1, dtype=np.float64))
+    return Intensity(*line(planes[:, inside], intensity, raw.path))
 
 
 def background_of(raw: RawImage, preprocessor: Preprocessor) -> NDArray[np.bool_]:

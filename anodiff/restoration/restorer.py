@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -125,6 +126,9 @@ class Restorer:
             raise ConfigError(f"generate: expected at least one image of a known shape, found {n} of shape {shape}")
         keys = number_keys(numbers, self.seed if seed is None else seed)
         grid, sample = self._grid(self.sigma_max), SAMPLERS[self.sampler or "dpmpp"]
+        if self.sampler == "ancestral" and getattr(self.denoiser.denoiser, "learned_variance", False):
+            preserving = self._schedule is not None and self._schedule.is_variance_preserving
+            sample = partial(sample, variance="learned", preserving=preserving)
 
         def chain(rows: Rows) -> Tensor:
             noise = rows.source()

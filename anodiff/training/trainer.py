@@ -11,18 +11,21 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from anodiff.config import AnodiffConfig
-from anodiff.diffusion import Denoiser
+from anodiff.diffusion import Denoiser, NoiseSchedule
+from anodiff.diffusion.learned_schedule import LearnedSchedule
 from anodiff.diffusion.noise import sample_noise
 from anodiff.diffusion.objective import (
     SigmaDistribution,
     denoising_loss,
     draw_sigma,
+    hybrid_loss,
     loss_weight,
     sigma_distribution,
     stratified_uniform,
@@ -120,6 +123,8 @@ class Trainer:
             self.network.parameters(), lr=training.lr, betas=(0.9, 0.99), weight_decay=training.weight_decay, fused=True
         )
         self.distribution = distribution_of(config)
+        learned = config.diffusion.schedule == "learned"
+        self.schedule = self.network.get_submodule("schedule") if learned else schedule_of(config)
         self.state = State()
 
     @property
@@ -154,6 +159,8 @@ class Trainer:
             loss = self._loss(rows[chosen], u_sigma[chosen], u_augment[chosen]).mean() / training.accumulate
             loss.backward()
             total += loss.detach()
+        if isinstance(self.schedule, LearnedSchedule):
+            torch.log1p(self.schedule.bound(self.config.diffusion.num_steps)).backward()
         self.processes.average_gradients(self.network)
         nn.utils.clip_grad_norm_(self.network.parameters(), training.clip_grad)
         self.optimizer.step()
@@ -266,16 +273,28 @@ class Trainer:
 
     def _loss(self, rows: Tensor, u_sigma: Tensor, u_augment: Tensor) -> Tensor:
         drawn = self.examples.draw(self._pick(rows), u_augment, self.device)
-        return self._denoising_loss(self.denoiser, drawn, u_sigma, self._keys(rows, NOISE))
+        loss = self._denoising_loss(self.denoiser, drawn, u_sigma, self._keys(rows, NOISE))
+        if isinstance(self.schedule, LearnedSchedule):
+            sigma, weight = self._levels(u_sigma)
+            self.schedule.observe(sigma, loss.detach() / weight.to(loss))
+        return loss
+
+    def _levels(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise levels (N,) at probabilities u, and the weight of each in the loss."""
+        diffusion = self.config.diffusion
+        sigma = draw_sigma(self.distribution, u)
+        return sigma, loss_weight(diffusion.weight, sigma, sigma_data=diffusion.sigma_data)
 
     def _denoising_loss(self, denoiser: Denoiser, drawn: Drawn, u: Tensor, keys: Tensor) -> Tensor:
         diffusion, clean = self.config.diffusion, drawn.clean
         noise = sample_noise(diffusion.noise, keys, tuple(clean.shape[1:]), scale=diffusion.noise_scale)
         if diffusion.noise_where == "foreground":
             noise = within_foreground(noise, clean)
-        sigma = draw_sigma(self.distribution, u)
-        weight = loss_weight(diffusion.weight, sigma, sigma_data=diffusion.sigma_data)
+        sigma, weight = self._levels(u)
         with autocast(self.device, self.precision):
+            if isinstance(self.schedule, NoiseSchedule) and denoiser.learned_variance:
+                learned = partial(denoiser.with_variance, context=drawn.context)
+                return hybrid_loss(learned, clean, sigma, noise, weight, self.schedule)
             return denoising_loss(denoiser.given(drawn.context), clean, sigma, noise, weight)
 
     def tensors(self) -> dict[str, Any]:

@@ -48,3 +48,10 @@ def test_one_loud_level_counts_less_in_the_mean_of_roots() -> None:
 def test_unknown_rule_is_named() -> None:
     with pytest.raises(ValueError, match="'median'"):
         fuse(levels(1.0), "median")  # type: ignore[arg-type]
+
+
+def test_limits_cut_the_fused_map_not_the_levels() -> None:
+    found = fuse(levels(9.0, -3.0), "mean", (0.0, 4.0))
+    assert float(found) == 3.0
+    assert float(fuse(levels(9.0, 9.0), "mean", (0.0, 4.0))) == 4.0
+    assert float(fuse(levels(-9.0, 1.0), "mean", (0.0, 4.0))) == 0.0

@@ -29,6 +29,7 @@ from anodiff.anomaly.settings import DetectorSettings
         ({"smooth_px": -1.0}, "smooth_px"),
         ({"smoothing": 1.0}, "smoothing"),
         ({"fusion": "median"}, "fusion"),
+        ({"limits": (4.0, 0.0)}, "low below high"),
     ],
 )
 def test_what_cannot_be_is_refused(slots: dict[str, Any], message: str) -> None:

@@ -333,7 +333,7 @@ def test_draw_zero_is_left_for_the_noise_of_the_input(gaussian) -> None:
         (lambda d, x: sample_ddim(d, x, [1, math.nan]), "descend strictly"),
         (lambda d, x: sample_ddim(d, x, []), "descend strictly"),
         (lambda d, x: sample_ancestral(d, x, [1, 0.5]), "noise source"),
-        (lambda d, x: sample_ancestral(d, x, [1, 0.5], variance="medium"), "'small' or 'large'"),
+        (lambda d, x: sample_ancestral(d, x, [1, 0.5], variance="medium"), "'small', 'large' or 'learned'"),
         (lambda d, x: sample_ancestral(d, x, [1, 0.5], variance="large", eta=0.5), "eta = 1"),
         (lambda d, x: invert(d, x, [0, 1]), "ascend strictly from a level above 0"),
         (lambda d, x: invert(d, x, [0.1, 1], "dpmpp"), "'ddim' or 'heun'"),

@@ -1,0 +1,192 @@
+"""anodiff stylize: the content of images in the style of another model, or of one exemplar."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from anodiff.errors import ConfigError
+from anodiff.pipelines.common import BatchSize, Device, Model, Output, Overwrite, Precision, Seed, Set, open_model
+from anodiff.pipelines.restoring_options import OPEN_KEYS, Inputs, Npy, Steps
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from anodiff.engine.loop import Summary
+    from anodiff.model import DiffusionModel
+    from anodiff.pipelines.restoring import Batch
+    from anodiff.restoration import Restored, Restorer
+
+COLUMNS = ("content_ssim", "style_distance", "style_distance_before", "cycle_rmse")
+#: images of the target model that its style is measured by
+STYLE_IMAGES = 16
+
+
+def main(
+    model: Model,
+    inputs: Inputs,
+    output: Output,
+    style: Annotated[Path | None, typer.Option(help="An image whose style is taken.")] = None,
+    target_model: Annotated[Path | None, typer.Option(help="A model whose style is taken.")] = None,
+    sigma: Annotated[
+        float | None,
+        typer.Option(help="Level that the content is taken to: all the way for a model, 0.5 for an image."),
+    ] = None,
+    weight: Annotated[float, typer.Option(min=0, help="Of the exemplar's statistics, with --style.")] = 1.0,
+    anchor: Annotated[
+        float, typer.Option(min=0, help="Blur in px (model grid) whose low frequencies stay the content's; 0 is none.")
+    ] = 0.0,
+    cycle: Annotated[bool, typer.Option(help="Style back too, and measure what is lost; twice the time.")] = True,
+    steps: Steps = 32,
+    npy: Npy = False,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_size: BatchSize = 16,
+    seed: Seed = 0,
+    set_: Set = None,
+) -> None:
+    """Stylize images: OUTPUT/images/ on their own grid, report.html, and results.csv with content and style measured.
+
+    MODEL knows the inputs. With --target-model the images go up to noise by MODEL and down again by the other one, of
+    the same size and channels. With --style the patches of one image are imitated on the way down.
+
+    \b
+    Examples:
+      anodiff stylize scanner_a.safetensors scans/ --target-model scanner_b.safetensors --output out/harmonised
+      anodiff stylize model.safetensors scans/ --style look.png --sigma 0.3 --output out/styled
+      anodiff stylize day.safetensors street/ --target-model night.safetensors --anchor 4 --output out/night
+    """
+    summary = run(
+        model, inputs, output,
+        style=style, target_model=target_model, sigma=sigma, weight=weight, anchor=anchor, cycle=cycle, steps=steps,
+        npy=npy, overwrite=overwrite, device=device, precision=precision, batch_size=batch_size, seed=seed,
+        overrides=set_,
+    )  # fmt: skip
+    raise typer.Exit(summary.exit_code)
+
+
+def run(
+    model_path: Path,
+    inputs: Sequence[str],
+    output: Path,
+    *,
+    style: Path | None = None,
+    target_model: Path | None = None,
+    sigma: float | None = None,
+    weight: float = 1.0,
+    anchor: float = 0.0,
+    cycle: bool = True,
+    steps: int = 32,
+    npy: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 16,
+    seed: int = 0,
+    overrides: list[str] | None = None,
+    quiet: bool = False,
+) -> Summary:
+    """Stylize `inputs` with a model file; returns what was done. Errors of the run as a whole are AnodiffErrors."""
+    from anodiff.pipelines.common import file_digest
+    from anodiff.pipelines.restoring import RestoringJob, run_restoring
+    from anodiff.restoration import Restored, Restorer
+    from anodiff.restoration.style import bridge_grid, content_similarity, style_distance, stylize
+
+    if (style is None) == (target_model is None):
+        raise ConfigError("stylize: expected exactly one of --style and --target-model")
+    model = open_model(model_path, overrides, OPEN_KEYS)
+    settings: dict[str, Any] = {"device": device, "precision": precision, "steps": steps, "seed": seed}
+    source = Restorer(model, **settings)
+    target, exemplar = None, None
+    check_pair(model, model)
+    if target_model is not None:
+        other = open_model(target_model, overrides, OPEN_KEYS)
+        check_pair(model, other)
+        target = Restorer(other, network_batch=source.denoiser.network_batch, **settings)
+    elif style is not None:
+        exemplar, _ = model.prepare([style])
+    bridge_grid(source, target or source, sigma)
+    wanted = LazyStyle(target, exemplar)
+    scores: list[dict[str, Any]] = []
+
+    def task(batch: Batch) -> tuple[Restored, Tensor | None]:
+        found = stylize(
+            source,
+            batch.images,
+            target=target,
+            style=exemplar,
+            sigma=sigma,
+            weight=weight,
+            anchor_px=anchor,
+            cycle=cycle,
+        )
+        before, after = (style_distance(images, wanted()).tolist() for images in (batch.images, found.images))
+        similar = content_similarity(found.images, batch.images)
+        lost = [None] * len(similar)
+        if found.back is not None:
+            lost = (found.back - batch.images).square().flatten(1).mean(1).sqrt().tolist()
+        rows = zip(similar, after, before, lost, strict=True)
+        scores[:] = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+        return Restored(found.images, found.nfe), None
+
+    class Job(RestoringJob):
+        """A restoring job whose rows have the scores of the batch in hand."""
+
+        def compute(self, batch: list[Any]) -> Sequence[Any]:
+            """(what became of the image, its scores) of each."""
+            return list(zip(super().compute(batch), scores, strict=True))
+
+        def write(self, item: Any, computed: Any) -> dict[str, Any]:
+            """The row with its scores."""
+            return {**super().write(item, computed[0]), **computed[1]}
+
+    return run_restoring(
+        Job(model, task, output, npy=npy),
+        model_path,
+        model,
+        source,
+        inputs,
+        {
+            "style": None if style is None else file_digest(style),
+            "target_model": None if target_model is None else file_digest(target_model),
+            "sigma": sigma,
+            "weight": weight,
+            "anchor": anchor,
+            "cycle": cycle,
+        },
+        name="stylize",
+        overwrite=overwrite,
+        batch_size=batch_size,
+        quiet=quiet,
+        columns=COLUMNS,
+    )
+
+
+def check_pair(source: DiffusionModel, target: DiffusionModel) -> None:
+    """Raises ConfigError where two models do not see images of one shape, or not images at all."""
+    if any(each.config.volume is not None or each.config.video is not None for each in (source, target)):
+        raise ConfigError("stylize: expected models of images, found one of volumes or clips")
+    ours, theirs = ((each.config.preprocess.channels, *each.config.preprocess.size) for each in (source, target))
+    if ours != theirs:
+        raise ConfigError(
+            f"--target-model: expected a model of {ours[0]} channels and {ours[1]}x{ours[2]} pixels like MODEL, found "
+            f"{theirs[0]} and {theirs[1]}x{theirs[2]}"
+        )
+
+
+class LazyStyle:
+    """What a style is measured by: the exemplar, or images of the target model, made when they are first needed."""
+
+    def __init__(self, target: Restorer | None, exemplar: Tensor | None) -> None:
+        self.target, self.images = target, exemplar
+
+    def __call__(self) -> Tensor:
+        """(M, C, h, w) on the CPU."""
+        if self.images is None:
+            assert self.target is not None
+            self.images = self.target.generate(STYLE_IMAGES).images
+        return self.images
