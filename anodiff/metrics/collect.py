@@ -18,7 +18,10 @@ from anodiff.metrics.pools import ImagePool, PixelPool
 from anodiff.metrics.regionpool import RegionPool
 from anodiff.metrics.regions import regions_of_pixels
 
-MapItem = tuple[str, NDArray[Any] | None, NDArray[Any] | None]
+MapItem = (
+    tuple[str, NDArray[Any] | None, NDArray[Any] | None]
+    | tuple[str, NDArray[Any] | None, NDArray[Any] | None, NDArray[Any] | None]
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ def pool_maps(
         maps: (id, map, mask) for each image: map float of any shape, higher = more anomalous, or None (no map: the
             image counts at the image level only); mask bool or 0/1 of the map's shape, True = anomalous, or None. A
             normal image without a mask is normal everywhere; pixels of an anomalous or unlabelled image without a mask
-            are left out.
+            are left out. A fourth entry is the foreground, bool of the map's shape, or None: normal pixels outside of
+            it are left out, anomalous ones count wherever they are.
         labels: for each map, in the same order: 0 normal, 1 anomalous, None/NaN/pandas.NA unknown (then taken from the
             mask).
         scores: for each map, in the same order: the image score, or None/NaN where the image failed.
@@ -98,7 +102,7 @@ def pool_maps(
     parts: list[_Pixels] = []
     detections = None if candidate_threshold is None else FrocCounter(candidate_threshold)
     n_expected = _common_length(labels, scores, groups, classes)
-    for i, (name, values, mask) in enumerate(maps):
+    for i, (name, values, mask, *rest) in enumerate(maps):
         if i >= n_expected:
             raise DataError(f"There must be as many maps as labels, {n_expected}, found more: {name} has no label.")
         label = _label(labels[i], name)
@@ -114,7 +118,8 @@ def pool_maps(
         if values is not None and (truth is not None or label == 0):
             class_ = "" if classes is None else _name(classes[i])
             pixels, truth = map_and_mask(values, truth, name)
-            parts.append(_split(name, names[-1], class_, label == 0, pixels, truth))
+            foreground = rest[0] if rest else None
+            parts.append(_split(name, names[-1], class_, label == 0, pixels, truth, foreground))
             if detections is not None:
                 detections.update(pixels, truth)
     if len(ids) < n_expected:
@@ -150,13 +155,18 @@ def pools_of(parts: Sequence[_Pixels]) -> tuple[PixelPool, RegionPool]:
 
 
 def _split(
-    name: str, group: str, class_: str, is_normal: bool, pixels: FloatArray, truth: NDArray[np.bool_] | None
+    name: str,
+    group: str,
+    class_: str,
+    is_normal: bool,
+    pixels: FloatArray,
+    truth: NDArray[np.bool_] | None,
+    foreground: NDArray[np.bool_] | None = None,
 ) -> _Pixels:
-    if truth is None or not truth.any():
-        nothing = np.array([], dtype=np.int64)
-        return _Pixels(name, group, class_, is_normal, pixels.ravel()[:0], pixels.ravel(), nothing)
-    regions, _ = regions_of_pixels(truth)
-    return _Pixels(name, group, class_, is_normal, pixels[truth], pixels[~truth], regions)
+    marked = np.zeros(pixels.shape, dtype=bool) if truth is None else truth
+    normal = ~marked if foreground is None else ~marked & foreground
+    regions, _ = regions_of_pixels(marked) if marked.any() else (np.array([], dtype=np.int64), None)
+    return _Pixels(name, group, class_, is_normal, pixels[marked], pixels[normal], regions)
 
 
 def _common_length(

@@ -1,0 +1,80 @@
+"""A folder of frames as a clip: PNG, JPEG, BMP, TIFF or NPY files in natural order, at a rate that the user states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from anodiff.data.readers import RawImage, decode_image
+from anodiff.data.video.clip import MIN_FRAMES, Clip, ClipInfo, Frame, list_frames
+from anodiff.errors import InputError
+
+#: frames a second of a folder, where no one says
+DEFAULT_FPS = 25.0
+
+
+class FrameFolder(Clip):
+    """The images that lie directly in a folder.
+
+    folder: of the frames; fps: frames a second, None = 25; max_pixels: of one frame.
+    """
+
+    def __init__(self, folder: str, fps: float | None, max_pixels: int) -> None:
+        self._folder, self._fps, self._max_pixels = folder, fps or DEFAULT_FPS, max_pixels
+        self._info: ClipInfo | None = None
+
+    @property
+    def info(self) -> ClipInfo:
+        if self._info is None:
+            self._files = list_frames(self._folder)
+            if len(self._files) < MIN_FRAMES:
+                raise InputError(
+                    f"{self._folder}: expected a folder of at least {MIN_FRAMES} frames, found {len(self._files)}"
+                )
+            height, width, channels = frame_pixels(self._files[0], self._max_pixels).shape
+            self._info = ClipInfo(self._folder, height, width, channels, len(self._files), self._fps)
+        return self._info
+
+    def close(self) -> None:
+        """Nothing stays open between frames."""
+
+    def _frames(self) -> Iterator[Frame]:
+        info = self.info
+        shape = (info.height, info.width, info.channels)
+        for index, file in enumerate(self._files):
+            time = index / self._fps
+            try:
+                pixels = frame_pixels(file, self._max_pixels)
+                if pixels.shape != shape:
+                    raise InputError(
+                        f"{file}: expected a frame of {_size(shape)} like the first one, found {_size(pixels.shape)}"
+                    )
+            except InputError as error:
+                self.broken = f"{self._folder}: broke off after {index} frames, at {time:.2f} s: {error}"
+                return
+            yield Frame(index, time, pixels)
+
+
+def frame_pixels(file: str, max_pixels: int) -> np.ndarray:
+    """uint8 (H, W, 1 or 3) of an image of 8 or 16 bits; 16 bits are scaled by their full range, alike in every frame.
+
+    Raises InputError: unreadable, of another type (a float image has no range that all frames share), 2 or over 3
+    channels.
+    """
+    image = decode_image(file, max_pixels=max_pixels)
+    if image.pixels.shape[2] not in (1, 3):
+        raise InputError(f"{file}: expected a grey or RGB frame, found {image.pixels.shape[2]} channels")
+    return _to_bytes(image)
+
+
+def _to_bytes(image: RawImage) -> np.ndarray:
+    if image.dtype == "uint8":
+        return image.pixels.astype(np.uint8)
+    if image.dtype not in ("bool", "uint16"):
+        raise InputError(f"{image.path}: expected a frame of 8 or 16 bits a sample, found the type {image.dtype}")
+    return np.rint(image.pixels * (255 / image.high)).astype(np.uint8)
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}x{shape[0]} with {shape[2]} channel{'s' if shape[2] > 1 else ''}"

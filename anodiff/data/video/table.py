@@ -1,0 +1,89 @@
+"""The table of a data set of clips: where each lies, what is known of it and of its frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from anodiff.data.video.clip import clip_sources
+from anodiff.errors import DataError
+
+#: flags that a set may have beyond its last frame (the alarms of UMN have one or two)
+SURPLUS_FLAGS = 2
+
+
+@dataclass(frozen=True)
+class ClipRow:
+    """One clip of a data set.
+
+    Attributes:
+        path: what ``open_clip`` takes.
+        id: unique, safe as a file name; made by ``clip_table`` where it is "".
+        split: "train", "test" or "" = not said.
+        group: what belongs together (a scene, a camera), "" = unknown: the clip alone.
+        truth: bool (n,), one flag a frame, True = anomalous; None = unknown, or known in seconds.
+        events: (start, end) in seconds of what is anomalous, () = nothing; None = unknown, or known by frame.
+        masks: the pixel truth, which ``anodiff.data.video.masks`` reads: a folder, an NPY or a MAT file; "" = none.
+        fps: frames a second that a folder of frames was taken at, None = by the clip itself.
+    """
+
+    path: str
+    id: str = ""
+    split: str = ""
+    group: str = ""
+    truth: NDArray[np.bool_] | None = None
+    events: tuple[tuple[float, float], ...] | None = None
+    masks: str = ""
+    fps: float | None = None
+
+    def truth_at(self, times: ArrayLike, *, broken: bool = False) -> NDArray[np.bool_] | None:
+        """bool (n,): which of the frames that were read, at these times in seconds, are anomalous; None = unknown.
+
+        A frame is in an event from its start to before its end. ``broken``: the clip broke off, so that flags are left
+        over; at most two may be otherwise.
+
+        Raises DataError where there is another number of flags than of frames.
+        """
+        seconds = np.asarray(times, dtype=np.float64)
+        if self.events is not None:
+            inside = [(seconds >= start) & (seconds < end) for start, end in self.events]
+            return np.logical_or.reduce(inside) if inside else np.zeros(len(seconds), dtype=bool)
+        if self.truth is None:
+            return None
+        surplus = len(self.truth) - len(seconds)
+        if surplus < 0 or (surplus > SURPLUS_FLAGS and not broken):
+            raise DataError(f"{self.path}: expected {len(self.truth)} frames, one a flag, found {len(seconds)}")
+        return self.truth[: len(seconds)]
+
+
+@dataclass(frozen=True)
+class ClipTable:
+    """rows: the clips in natural order; layout: the name of the layout they were read by; root: the data's folder."""
+
+    rows: tuple[ClipRow, ...]
+    layout: str
+    root: Path
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def split(self, *names: str) -> ClipTable:
+        """The clips of these splits. Raises DataError, naming what is there instead, where there is none."""
+        kept = tuple(row for row in self.rows if row.split in names)
+        if not kept:
+            there = sorted({row.split or "(none)" for row in self.rows})
+            raise DataError(f"{self.root}: expected clips of split {' or '.join(names)}, found {', '.join(there)}")
+        return replace(self, rows=kept)
+
+
+def clip_table(rows: Sequence[ClipRow], layout: str, root: Path) -> ClipTable:
+    """A table of ``rows`` in their order with ids made. Raises DataError where there is none."""
+    if not rows:
+        raise DataError(f"{root}: expected videos or folders of frames, found none")
+    sources = clip_sources([row.path for row in rows])
+    named = tuple(replace(row, id=source.id) for row, source in zip(rows, sources, strict=True))
+    return ClipTable(named, layout, root)
