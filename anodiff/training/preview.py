@@ -31,7 +31,7 @@ def preview(trainer: Trainer, count: int = 6) -> bytes:
         noisy = clean + sigma * noise
         with autocast(trainer.device, trainer.precision):
             columns += [noisy / (1 + sigma**2) ** 0.5, denoiser(noisy, sigma)]
-    tiles = torch.stack(columns, dim=1).float().cpu().numpy()  # (rows, columns, C, H, W)
+    tiles = torch.stack([_plane(column) for column in columns], dim=1).float().cpu().numpy()  # (rows, columns, C, H, W)
     tiles = np.clip((tiles + 1) * 127.5, 0, 255).astype(np.uint8)
     tiles = np.pad(tiles, [(0, 0)] * 3 + [(GAP_PX, GAP_PX)] * 2, constant_values=32)
     rows, cols, channels, height, width = tiles.shape
@@ -40,3 +40,8 @@ def preview(trainer: Trainer, count: int = 6) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _plane(images: torch.Tensor) -> torch.Tensor:
+    """(N, C, H, W) of images as they are; of volumes (N, C, I, J, K) the middle slice, j downwards."""
+    return images if images.ndim == 4 else images[..., images.shape[-1] // 2].transpose(-1, -2)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from anodiff.data.layouts import (
+    bids,
     classes,
     folder,
     idx,
@@ -18,7 +19,11 @@ from anodiff.data.layouts import (
     manifest,
     medmnist,
     mvtec,
+    nnunet,
+    open_ms,
+    subjects,
     visa,
+    volumes,
 )
 from anodiff.data.layouts.folder import expand_inputs
 from anodiff.data.layouts.grouping import BY_PATH, regrouped
@@ -27,13 +32,15 @@ from anodiff.errors import DataError
 
 
 class Layout(NamedTuple):
-    """matches: whether a path can be read so; load: path -> table, given ``normal`` too where ``takes_normal``;
-    recognises: the stricter question that "auto" asks where no normal class is named."""
+    """matches: whether a path can be read so; load: path -> table, given ``normal`` too where ``takes_normal`` and
+    ``channels`` where ``takes_channels``; recognises: the stricter question that "auto" asks where no normal class is
+    named."""
 
     matches: Callable[[Path], bool]
     load: Callable[..., SampleTable]
     takes_normal: bool = False
     recognises: Callable[[Path], bool] | None = None
+    takes_channels: bool = False
 
 
 # In the order in which "auto" asks them; the folder layout takes whatever is left.
@@ -46,6 +53,11 @@ LAYOUTS: dict[str, Layout] = {
     "kolektor_sdd2": Layout(kolektor.matches_splits, kolektor.load_splits),
     "medmnist": Layout(medmnist.matches, medmnist.load, takes_normal=True),
     "idx": Layout(idx.matches, idx.load, takes_normal=True),
+    "nnunet": Layout(nnunet.matches, nnunet.load, takes_normal=True, takes_channels=True),
+    "open_ms": Layout(open_ms.matches, open_ms.load, takes_channels=True),
+    "bids": Layout(bids.matches, bids.load, takes_channels=True),
+    "brats": Layout(subjects.matches, subjects.load, takes_channels=True),
+    "volumes": Layout(volumes.matches, volumes.load),
     "lgg_tif": Layout(lgg_tif.matches, lgg_tif.load),
     "classes": Layout(classes.matches, classes.load, takes_normal=True, recognises=classes.recognises),
     "folder": Layout(folder.matches, folder.load),
@@ -60,6 +72,7 @@ def load_table(
 ) -> SampleTable:
     """The sample table of a data set: a folder or file in one of the LAYOUTS, or a CSV manifest.
 
+    layout: the name of a layout, or "auto"; for volumes of several channels also which, as ``brats:flair,t1``.
     normal: the normal class or classes (a sequence, or one string with commas), where the layout has classes.
     group_by: what belongs together: ``path`` (the folder of the image), a regular expression with one group in
     parentheses that is searched in each path, or a column of the manifest; by default what the layout knows.
@@ -80,6 +93,8 @@ def load_table(
 
 
 def _loaded(path: Path, layout: str, named: Sequence[str], group_by: str) -> SampleTable:
+    layout, _, wanted = layout.partition(":")
+    channels = tuple(part.strip() for part in wanted.split(",") if part.strip())
     name = _recognised(path, named) if layout == "auto" else layout
     if name not in LAYOUTS:
         near = difflib.get_close_matches(name, LAYOUTS, n=1)
@@ -92,10 +107,13 @@ def _loaded(path: Path, layout: str, named: Sequence[str], group_by: str) -> Sam
         if name == "folder":
             raise DataError(f"{path}: expected class folders for --normal {','.join(named)}, found none")
         raise DataError(f"{path}: expected no --normal, since the layout {name!r} says by itself what is normal")
+    if channels and not chosen.takes_channels:
+        raise DataError(f"{path}: expected no channels after the layout {name!r}, found {wanted}")
     column = group_by.strip().lower()
     if name == "manifest" and column not in ("", BY_PATH) and column in manifest.column_names(manifest.file_in(path)):
         return manifest.load(path, column)
-    samples = chosen.load(path, named) if chosen.takes_normal else chosen.load(path)
+    options = {"channels": channels} if chosen.takes_channels else {}
+    samples = chosen.load(path, named, **options) if chosen.takes_normal else chosen.load(path, **options)
     return regrouped(samples, group_by) if group_by else samples
 
 

@@ -7,6 +7,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
+from anodiff.data.layouts.volume_files import is_volume, volume_table
 from anodiff.data.table import SPLITS, Sample, SampleTable, build_table
 from anodiff.errors import DataError
 
@@ -47,7 +48,8 @@ def load(path: Path, group_column: str = "group") -> SampleTable:
         )
         for sample in read_manifest(file, group_column=group_column)
     ]
-    return build_table(samples, "manifest", file)
+    build = volume_table if all(is_volume(sample.path) for sample in samples) else build_table
+    return build(samples, "manifest", file)
 
 
 def file_in(path: Path) -> Path:

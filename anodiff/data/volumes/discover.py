@@ -67,7 +67,7 @@ def find_volumes(
         more, passed = find_stacks(images, spacing)
         sources.extend(more)
         skipped.extend(passed)
-    return Found(_with_ids(sources), sorted(skipped))
+    return Found(with_ids(sources), sorted(skipped))
 
 
 def split_mark(text: str) -> tuple[str, str]:
@@ -171,7 +171,8 @@ def _describe(group: Group) -> str:
     return f"DICOM {first.modality}{number}: {what}".replace(" :", ":")
 
 
-def _with_ids(sources: list[VolumeSource]) -> list[VolumeSource]:
+def with_ids(sources: list[VolumeSource]) -> list[VolumeSource]:
+    """The sources with ids that are safe as file names and unique among them."""
     from dataclasses import replace
 
     ids = make_ids([_plain_name(source) for source in sources])

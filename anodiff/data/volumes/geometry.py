@@ -59,14 +59,14 @@ class Reorient:
         """Bit for bit the same values, stored in another order."""
         lead = array.ndim - 3
         moved = array.transpose(*range(lead), *(lead + axis for axis in self.axes))
-        return np.ascontiguousarray(np.flip(moved, self._flipped(lead)))
+        return _own(np.flip(moved, self._flipped(lead)))
 
     def back(self, array: np.ndarray, fill: float) -> np.ndarray:
         """The inverse of ``forward``, bit for bit."""
         lead = array.ndim - 3
         home = np.argsort(self.axes)
         turned = np.flip(array, self._flipped(lead))
-        return np.ascontiguousarray(turned.transpose(*range(lead), *(lead + axis for axis in home)))
+        return _own(turned.transpose(*range(lead), *(lead + axis for axis in home)))
 
     def _flipped(self, lead: int) -> tuple[int, ...]:
         return tuple(lead + axis for axis in range(3) if self.flips[axis])
@@ -247,6 +247,11 @@ def crop_pad(grid: Grid, size: Sequence[int], centre: Sequence[float] | None = N
     affine[:3, 3] += affine[:3, :3] @ offset
     i, j, k = (int(side) for side in size)
     return CropPad(grid, Grid((i, j, k), affine), (int(offset[0]), int(offset[1]), int(offset[2])))
+
+
+def _own(array: np.ndarray) -> np.ndarray:
+    """A copy in C order: an axis of one voxel that is flipped counts as contiguous, and keeps its negative stride."""
+    return np.array(array, order="C", copy=True)
 
 
 def _resample(array: np.ndarray, source: Grid, target: Grid, smooth: bool) -> np.ndarray:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anodiff.data.preprocess import erode, otsu_threshold, robust_moments
+from anodiff.data.intensity import limit, line
+from anodiff.data.preprocess import erode, otsu_threshold
 from anodiff.data.volumes.geometry import Plan, plan
 from anodiff.data.volumes.volume import Volume
 from anodiff.errors import InputError
@@ -147,39 +148,16 @@ def normalise(
     data: np.ndarray, inside: np.ndarray, low: float, high: float, intensity: VolumeIntensity, path: str
 ) -> np.ndarray:
     """float32 (C, I, J, K) with the values of ``inside`` (I, J, K) as reference; see ``VolumeIntensity``."""
-    if intensity.kind == "unit_range":
-        return _linear(data, np.array([low]), np.array([high]))
-    if intensity.kind == "window" and intensity.window is not None:
-        return _linear(data, np.array([intensity.window[0]]), np.array([intensity.window[1]]))
-    values = data[:, inside].astype(np.float64)
-    if intensity.kind == "percentile":
-        bottom, top = np.percentile(values, [intensity.low, intensity.high], axis=1)
-        _check_spread(path, float((top - bottom).min()), "percentiles")
-        return _linear(data, bottom, top)
-    if intensity.kind == "robust":
-        centre, spread = robust_moments(values, intensity.spread)
-        _check_spread(path, float(spread.min()), "quartiles")
-        return np.clip(_standard(data, centre, spread * float(intensity.clip or 1)), -1, 1)
-    centre, spread = values.mean(axis=1), values.std(axis=1)
-    _check_spread(path, float(spread.min()), "standard deviation")
-    scores = _standard(data, centre, spread)
-    return scores if intensity.clip is None else np.clip(scores, -intensity.clip, intensity.clip)
-
-
-def _linear(data: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """low -> -1, high -> 1, clipped there; one pair for all channels or one each."""
-    middle, half = (high + low) / 2, (high - low) / 2
-    return np.clip(_standard(data, middle, half), -1, 1)
-
-
-def _standard(data: np.ndarray, centre: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    known = {"unit_range": (low, high), "window": intensity.window}.get(intensity.kind)
+    if known is not None:
+        bottom, top = known
+        offset, scale = np.array([(top + bottom) / 2]), np.array([(top - bottom) / 2])
+    else:
+        offset, scale = line(data[:, inside].astype(np.float64), intensity, path)
     shape = (-1, 1, 1, 1)
-    return (data - centre.reshape(shape).astype(np.float32)) / scale.reshape(shape).astype(np.float32)
-
-
-def _check_spread(path: str, spread: float, name: str) -> None:
-    if not spread > 0:
-        raise InputError(f"{path}: expected intensities that differ inside the foreground, found no spread ({name})")
+    scores = (data - offset.reshape(shape).astype(np.float32)) / scale.reshape(shape).astype(np.float32)
+    end = limit(intensity)
+    return scores if end is None else np.clip(scores, -end, end)
 
 
 def clean_foreground(mask: np.ndarray) -> np.ndarray:

@@ -11,13 +11,11 @@ import numpy as np
 from anodiff.data.volumes.dicom import Group
 from anodiff.data.volumes.dicom_read import read_group
 from anodiff.data.volumes.discover import SERIES_MARK, VOLUME_MARK, find_volumes, split_mark
+from anodiff.data.volumes.marks import channel_files, check_same_grid, join_channels, marked, split_labels
 from anodiff.data.volumes.nifti import read_nifti
 from anodiff.data.volumes.stack import STACK_MARK, read_stack, stack_mark, stack_spacing
 from anodiff.data.volumes.volume import MAX_VOXELS, Volume, VolumeSource
 from anodiff.errors import DataError, InputError
-
-#: two grids are one where no voxel centre differs by more than this part of the smallest voxel side
-SAME_PLACE = 0.01
 
 
 def read_volume(source: VolumeSource | str | os.PathLike[str], *, max_voxels: int = MAX_VOXELS) -> Volume:
@@ -29,7 +27,7 @@ def read_volume(source: VolumeSource | str | os.PathLike[str], *, max_voxels: in
     Raises InputError, one sentence that names the file: missing, damaged or truncated, not a volume, without pixels, a
     compression no installed decoder reads, missing or doubled or uneven slices, an affine that is not usable, more
     than ``max_voxels`` voxels (checked before decoding), a constant volume (nothing in it can be scored), a folder of
-    several volumes.
+    several volumes. ``x#channels=a,b`` is a volume whose channels are files of their own, see ``marks``.
     """
     volume = _read(source, max_voxels)
     if volume.data.min() == volume.data.max():
@@ -44,28 +42,23 @@ def read_mask(
     source: VolumeSource | str | os.PathLike[str], like: Volume, *, max_voxels: int = MAX_VOXELS
 ) -> np.ndarray:
     """Decode an annotation on the grid of ``like`` to bool (I, J, K): every value above 0 is anomalous, none that is
-    NaN, infinite or padding.
+    NaN, infinite or padding. ``mask#labels=1,4`` is that of the values 1 and 4 only.
 
     Raises InputError for what cannot be decoded, several channels, and a grid of another size or place.
     """
-    mask = _read(source, max_voxels)
-    if mask.shape != like.shape or len(mask.data) != 1:
-        raise InputError(
-            f"{mask.path}: expected a mask of {_size(like.shape)} voxels like its volume, "
-            f"found {_size(mask.shape)} with {len(mask.data)} channel(s)"
-        )
-    sides = [max(side - 1, 1) for side in mask.shape]
-    shift = float(np.abs((mask.affine - like.affine) @ np.diag([*sides, 1.0])).sum(axis=1).max())
-    if shift > SAME_PLACE * float(np.sqrt((like.affine[:3, :3] ** 2).sum(axis=0)).min()):
-        raise InputError(
-            f"{mask.path}: expected a mask at the place of its volume, found one up to {shift:.3g} {mask.units} away"
-        )
-    # Where the file holds no number, the data do: the smallest other value, which may be above 0.
-    return np.asarray((mask.data[0] > 0) & (True if mask.valid is None else mask.valid))
+    name, labels = ("", ()) if isinstance(source, VolumeSource) else split_labels(os.fspath(source))
+    mask = _read(name or source, max_voxels)
+    if len(mask.data) != 1:
+        raise InputError(f"{mask.path}: expected a mask of one channel, found {len(mask.data)}")
+    check_same_grid(mask, like, "a mask")
+    return marked(mask, labels)
 
 
 def _read(source: VolumeSource | str | os.PathLike[str], max_voxels: int) -> Volume:
     if not isinstance(source, VolumeSource):
+        files = channel_files(source)
+        if files:
+            return join_channels([_read(file, max_voxels) for file in files], os.fspath(source), max_voxels)
         source = resolve(source)
     if source.kind == "dicom":
         return read_group(Group(source.frames, source.remarks), source.path, max_voxels=max_voxels)
@@ -110,7 +103,3 @@ def _split(text: str) -> tuple[str, str]:
         return text, ""
     name, mark = split_mark(text)
     return (name, mark) if mark and Path(name).exists() else (text, "")
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return " x ".join(str(side) for side in shape)

@@ -299,8 +299,8 @@ def test_real_sets_in_their_own_layouts(data_root: Path) -> None:
 def test_every_layout_is_offered() -> None:
     # The first that matches is taken: a folder's own manifest wins over what its folders look like, MVTec over both.
     assert list(LAYOUTS) == [
-        "mvtec", "manifest", "visa", "magnetic_tile", "kolektor_sdd", "kolektor_sdd2", "medmnist", "idx", "lgg_tif",
-        "classes", "folder",
+        "mvtec", "manifest", "visa", "magnetic_tile", "kolektor_sdd", "kolektor_sdd2", "medmnist", "idx", "nnunet",
+        "open_ms", "bids", "brats", "volumes", "lgg_tif", "classes", "folder",
     ]  # fmt: skip
 
 

@@ -1,0 +1,264 @@
+"""VolumeDetector: an AnomalyDetector on the slices of a volume, or on a whole one through overlapping windows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anodiff.anomaly.calibration import Calibration
+from anodiff.anomaly.detector import AnomalyDetector
+from anodiff.anomaly.settings import DetectorSettings
+from anodiff.anomaly.volume_calibration import VolumeCalibration
+from anodiff.config import VolumeConfig
+from anodiff.data.volumes.preprocess import PreparedVolume
+from anodiff.data.volumes.slices import VolumeSlicer
+from anodiff.data.volumes.volume import Volume
+from anodiff.engine.windows import WindowDenoiser
+from anodiff.errors import ConfigError, InputError
+
+#: how a model of 2-D images meets volumes: each slice as the image that it was trained on
+PLAIN = VolumeConfig(statistics="slice")
+#: along which the slices of a volume are scored that was denoised as a whole
+WHOLE_AXIS = 2
+
+
+@dataclass(frozen=True)
+class SliceScore:
+    """A slice of the model's grid: its axis, its place there, its score; p-value None where not calibrated."""
+
+    axis: int
+    index: int
+    score: float
+    p_value: float | None
+
+
+@dataclass(frozen=True)
+class VolumeResult:
+    """What the detector says of one volume, on the model's grid.
+
+    Attributes:
+        map: (I, J, K) float32, larger = more anomalous, never clamped; 0 where no slice was scored.
+        inside: (I, J, K) bool, the foreground that was scored.
+        score: higher = more anomalous. Of slices: the mean of the ``score_slices`` highest ones along an axis, averaged
+            over axes; of a whole volume: the reduction of its map.
+        p_value, is_anomalous: None without a calibration on volumes; no decision without a threshold.
+        slices: what is known of each slice.
+        nfe: denoiser calls of this volume.
+    """
+
+    map: np.ndarray
+    inside: np.ndarray
+    score: float
+    p_value: float | None
+    is_anomalous: bool | None
+    slices: tuple[SliceScore, ...]
+    nfe: int
+
+
+class SliceDetector(AnomalyDetector):
+    """Scores the middle one of the slices that the network sees at once; the others are there to tell it what is near.
+
+    Raises ConfigError for residuals of features with neighbours: their activations are of all the slices.
+    """
+
+    def __init__(self, model: Any, preset: str | DetectorSettings = "default", **options: Any) -> None:
+        super().__init__(model, preset, **options)
+        volume: VolumeConfig = model.config.volume or PLAIN
+        channels = model.config.preprocess.channels
+        self._middle = slice(volume.neighbours * channels, (volume.neighbours + 1) * channels)
+        self._alone = volume.neighbours == 0
+        if not self._alone and self.settings.residual.startswith("features"):
+            raise ConfigError(
+                f"residual {self.settings.residual!r} compares all slices at once: expected another with neighbours"
+            )
+
+    @torch.no_grad()
+    def errors(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+        """See `AnomalyDetector.errors`; of the middle slice."""
+        if self._alone:
+            return super().errors(images, reconstructions)
+        return super().errors(images[:, self._middle], reconstructions[:, :, self._middle])
+
+
+class PatchDetector(AnomalyDetector):
+    """Scores whole volumes (N, C, I, J, K) through windows of ``volume.patch``, averaged inside the sampling loop."""
+
+    def __init__(self, model: Any, preset: str | DetectorSettings = "default", **options: Any) -> None:
+        super().__init__(model, preset, **options)
+        volume: VolumeConfig = model.config.volume
+        if self.settings.residual.startswith("features"):
+            raise ConfigError(f"residual {self.settings.residual!r} needs the whole volume at once: expected another")
+        # It stands where the network did: the base class asks it for nothing else.
+        self.windows = WindowDenoiser(self.denoiser, volume.patch, volume.overlap)
+        self.denoiser = self.windows  # type: ignore[assignment]
+
+
+class VolumeDetector:
+    """Scores volumes one at a time; a score is a function of the model, the settings, the seed and the voxels.
+
+    Args:
+        model: a `DiffusionModel`; one of 2-D images (``config.volume`` None) scores slices as its images.
+        preset, device, precision, network_batch, seed: see `AnomalyDetector`.
+
+    Attributes:
+        config: the recipe's section on volumes. detector: what scores slices, or whole volumes. slicer: prepares them.
+
+    Raises:
+        ConfigError: see `AnomalyDetector`; a residual that needs what slices or windows do not give.
+    """
+
+    def __init__(self, model: Any, preset: str | DetectorSettings = "default", **options: Any) -> None:
+        self.config: VolumeConfig = model.config.volume or PLAIN
+        kind = PatchDetector if self.config.mode == "patches" else SliceDetector
+        self.detector: AnomalyDetector = kind(model, preset, **options)
+        self.slicer = VolumeSlicer(model.config.preprocess, self.config)
+
+    @property
+    def name(self) -> str:
+        """Of the preset."""
+        return self.detector.name
+
+    @property
+    def settings(self) -> DetectorSettings:
+        """Of the preset, resolved."""
+        return self.detector.settings
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Of slices (images, where the model is of images); of volumes too where it is a `VolumeCalibration`."""
+        return self.detector.calibration
+
+    @property
+    def volume_calibration(self) -> VolumeCalibration | None:
+        """The calibration on volumes that were cut and finished as now; None where there is none."""
+        found = self.detector.calibration
+        if not isinstance(found, VolumeCalibration) or found.volume_changes(self.config.model_dump(mode="json")):
+            return None
+        return found
+
+    @property
+    def voxel_quantiles(self) -> dict[float, float] | None:
+        """Values of the finished maps' normal voxels; of single slices' where no volume was calibrated on."""
+        of_volumes = self.volume_calibration
+        if of_volumes is not None:
+            return of_volumes.voxel_quantiles
+        return None if self.calibration is None else self.calibration.pixel_quantiles
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of this detector's decisions, one sentence each."""
+        found, notes = self.detector.calibration, self.detector.notes
+        if found is None:
+            return notes
+        if not isinstance(found, VolumeCalibration):
+            return (
+                *notes,
+                f"preset {self.name!r}: calibrated on 2-D images, so slices have p-values and volumes do not; "
+                "anodiff calibrate on normal volumes gives them",
+            )
+        changed = found.volume_changes(self.config.model_dump(mode="json"))
+        if changed:
+            return (
+                *notes,
+                f"preset {self.name!r}: calibrated for other volume settings ({', '.join(changed)}), so volumes have "
+                "no p-value and no threshold, and candidates those of single slices",
+            )
+        return notes if found.volume_message is None else (*notes, found.volume_message)
+
+    def prepare(self, volume: Volume) -> PreparedVolume:
+        """The volume on the model's grid. Raises InputError, see `VolumeSlicer.prepare`."""
+        return self.slicer.prepare(volume)
+
+    @torch.no_grad()
+    def __call__(self, prepared: PreparedVolume, volume: Volume | None = None) -> VolumeResult:
+        """Score one prepared volume; ``volume``, what it was made from, where intensities are of each slice.
+
+        Raises InputError for a volume without foreground, or a size that the model is not calibrated for.
+        """
+        scored = self._whole(prepared, volume) if self.config.mode == "patches" else self._sliced(prepared, volume)
+        found, inside, score, slices, calls = scored
+        found = median_filter(found, inside, self.config.median)
+        calibration, p_value, decided = self.volume_calibration, None, None
+        if calibration is not None:
+            p_value = calibration.volume_p_value(score)
+            decided = None if calibration.volume_threshold is None else score > calibration.volume_threshold
+        return VolumeResult(found, inside, score, p_value, decided, tuple(slices), calls)
+
+    def _sliced(
+        self, prepared: PreparedVolume, volume: Volume | None
+    ) -> tuple[np.ndarray, np.ndarray, float, list[SliceScore], int]:
+        """Maps of the slices along each axis, averaged where several axes scored a voxel."""
+        i, j, k = prepared.image.shape[1:]
+        total, weight = np.zeros((i, j, k), dtype=np.float32), np.zeros((i, j, k), dtype=np.float32)
+        inside = np.zeros((i, j, k), dtype=bool)
+        slices: list[SliceScore] = []
+        tops: list[float] = []
+        for axis in self.slicer.axes((i, j, k)):
+            stack = self.slicer.cut(prepared, axis, volume)
+            if not len(stack):
+                continue
+            result = self.detector(stack.images, stack.foreground)
+            covered = np.zeros((i, j, k), dtype=bool)
+            np.moveaxis(covered, axis, 0)[list(stack.index)] = True
+            total += self.slicer.join(result.maps, stack)
+            weight += covered
+            inside |= self.slicer.inside(stack)
+            scores = result.scores.double().tolist()
+            known = [None] * len(scores) if self.calibration is None else result.p_values.tolist()
+            slices += [SliceScore(axis, *each) for each in zip(stack.index, scores, known, strict=True)]
+            highest = sorted(scores, reverse=True)[: self.config.score_slices]
+            tops.append(sum(highest) / len(highest))
+        if not tops:
+            raise InputError(_nothing(volume, self.config.min_foreground))
+        calls = len(slices) * self.settings.nfe_for(self.slicer.preprocess.size)
+        return total / np.maximum(weight, 1), inside, sum(tops) / len(tops), slices, calls
+
+    def _whole(
+        self, prepared: PreparedVolume, volume: Volume | None
+    ) -> tuple[np.ndarray, np.ndarray, float, list[SliceScore], int]:
+        """The map of a whole volume; scores of its slices are reductions of theirs."""
+        if not bool(prepared.foreground.any()):
+            raise InputError(_nothing(volume, 0))
+        result = self.detector(prepared.image[None], prepared.foreground[None])
+        found = result.maps[0].cpu()
+        inside = prepared.foreground
+        index, scores = slice_scores(self.detector, found, inside, self.config.min_foreground)
+        known: list[float | None] = [None] * len(index)
+        if isinstance(self.calibration, VolumeCalibration):
+            known = list(self.calibration.p_values(scores).tolist())
+        slices = [
+            SliceScore(WHOLE_AXIS, n, score, p) for n, score, p in zip(index, scores.tolist(), known, strict=True)
+        ]
+        assert isinstance(self.detector, PatchDetector)
+        calls = result.nfe * self.detector.windows.count(found.shape)
+        return found.numpy(), inside.numpy(), float(result.scores[0]), slices, calls
+
+
+def slice_scores(
+    detector: AnomalyDetector, found: Tensor, inside: Tensor, min_foreground: float
+) -> tuple[list[int], Tensor]:
+    """Places along k and scores (n,) of the slices of a map (I, J, K) with enough foreground."""
+    share = inside.float().mean(dim=(0, 1))
+    index = [n for n in range(found.shape[2]) if float(share[n]) >= min_foreground and float(share[n]) > 0]
+    planes, masks = found.permute(2, 0, 1)[index], inside.permute(2, 0, 1)[index]
+    if not index:
+        return [], torch.zeros(0)
+    return index, torch.cat([detector.scores(planes[[n]], masks[[n]]).cpu() for n in range(len(index))])
+
+
+def median_filter(values: np.ndarray, inside: np.ndarray, side: int) -> np.ndarray:
+    """Median over a cube of ``side`` voxels for each voxel of ``inside``; (I, J, K), others keep their value."""
+    if side == 1:
+        return values
+    from scipy import ndimage
+
+    return np.where(inside, ndimage.median_filter(values, size=side, mode="nearest"), values)
+
+
+def _nothing(volume: Volume | None, share: float) -> str:
+    place = "volume" if volume is None else volume.path
+    return f"{place}: expected a slice with at least {share:.3g} of foreground and some contrast, found none to score"

@@ -1,0 +1,71 @@
+"""Trees named as the Brain Imaging Data Structure has it: sub-01/ses-1/anat/sub-01_ses-1_FLAIR.nii.gz."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from anodiff.data.layouts.volume_files import chosen_channels, stem_of, volume_files, volume_table
+from anodiff.data.table import Sample, SampleTable
+from anodiff.data.volumes.marks import channels_path
+from anodiff.errors import DataError
+
+DERIVATIVES = ("derivatives", "sourcedata", "code")
+_LESION = re.compile(r"lesion", re.IGNORECASE)
+
+
+def matches(path: Path) -> bool:
+    """Whether ``path`` has folders sub-... that hold NIfTI files named after them."""
+    return path.is_dir() and any(
+        any(True for _ in path.glob(f"sub-*/{depth}anat/sub-*.nii*")) for depth in ("", "ses-*/")
+    )
+
+
+def load(path: Path, channels: tuple[str, ...] = ()) -> SampleTable:
+    """The sample table: ``channels`` are suffixes (FLAIR, T1w, ...), the group is the subject.
+
+    With one suffix a row is a file; with several a row is what has them all with the same entities before the suffix.
+    Masks are files with "lesion" in their name, of the same subject and session, also below ``derivatives``.
+
+    Raises DataError where several suffixes are there and none is named, or a file of one is missing.
+    """
+    files = [file for file in volume_files(path) if stem_of(file).startswith("sub-")]
+    masks = [file for file in files if _LESION.search(stem_of(file))]
+    images: dict[str, dict[str, str]] = {}
+    for file in files:
+        parts = Path(os.path.relpath(file, path)).parts
+        if "anat" in parts and parts[0] not in DERIVATIVES and file not in masks:
+            entities, _, suffix = stem_of(file).rpartition("_")
+            images.setdefault(os.path.join(os.path.dirname(file), entities), {})[suffix] = file
+    there = sorted({suffix for found in images.values() for suffix in found})
+    if len(there) > 1 and not channels:
+        raise DataError(
+            f"{path}: expected one kind of image, found {', '.join(there)}; choose with --layout bids:{there[0]}, or "
+            "several as channels with commas"
+        )
+    wanted = chosen_channels(there, channels, path, "bids")
+    samples = []
+    for key, found in images.items():
+        missing = [suffix for suffix in wanted if suffix not in found]
+        if len(missing) == len(wanted):
+            continue
+        if missing:
+            raise DataError(f"{key}: expected the suffixes {', '.join(wanted)}, found no {', '.join(missing)}")
+        file = channels_path([found[suffix] for suffix in wanted])
+        samples.append(Sample(file, None, _mask_of(key, masks), _entity(key, "sub")))
+    return volume_table(samples, "bids", path)
+
+
+def _entity(path: str, name: str) -> str:
+    """``sub-01`` of ``.../sub-01_ses-1``; empty where there is no such entity."""
+    found = re.search(rf"(?:^|_)({name}-[A-Za-z0-9]+)", os.path.basename(path))
+    return found[1] if found else ""
+
+
+def _mask_of(image: str, masks: list[str]) -> str:
+    """The one lesion mask of the same subject and session; several are told apart by nothing, so none is taken."""
+    same = [mask for mask in masks if all(_entity(mask, name) == _entity(image, name) for name in ("sub", "ses"))]
+    if len(same) > 1:
+        raise DataError(f"{image}: expected one lesion mask, found {', '.join(map(os.path.basename, same))}")
+    return same[0] if same else ""

@@ -1,0 +1,38 @@
+"""Volumes without a layout of their own: every volume below a folder, or one file; a mask may lie beside its volume."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from anodiff.data.layouts.volume_files import only_volumes, stem_of, volume_suffix, volume_table
+from anodiff.data.table import Sample, SampleTable
+
+#: what a mask's name has after the stem of the volume beside it
+MASK_ENDS = ("_mask", "_seg", "_label", "_lesion", "_lesions", "_gt", "-mask", "-seg", "-label")
+
+
+def matches(path: Path) -> bool:
+    """Whether ``path`` is a volume, or a folder of volumes without 2-D images."""
+    return (path.is_file() and bool(volume_suffix(path))) or only_volumes(path)
+
+
+def load(path: Path) -> SampleTable:
+    """Every volume (NIfTI, MGH, DICOM series) of a path; ``x_mask``, ``x_seg`` ... are the masks of a volume ``x``.
+
+    Raises DataError where there is no volume.
+    """
+    from anodiff.data.volumes.discover import find_volumes
+
+    paths = [source.path for source in find_volumes(path, four_d="channels").sources]
+    stems = {os.path.join(os.path.dirname(found), stem_of(found)): found for found in paths if volume_suffix(found)}
+    masks = {
+        stems[stem.removesuffix(end)]: found
+        for stem, found in stems.items()
+        for end in MASK_ENDS
+        if stem.endswith(end) and stem.removesuffix(end) in stems
+    }
+    taken = set(masks.values())
+    return volume_table(
+        [Sample(found, None, masks.get(found, "")) for found in paths if found not in taken], "volumes", path
+    )

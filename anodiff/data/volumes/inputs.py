@@ -1,0 +1,155 @@
+"""What a command line's inputs are: volumes or images; and the volumes among files, folders, patterns and CSVs."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from anodiff.data.readers import image_suffix
+from anodiff.data.volumes.discover import DICOM_SUFFIXES, find_volumes, split_mark, with_ids
+from anodiff.data.volumes.marks import channel_files
+from anodiff.data.volumes.read import resolve
+from anodiff.data.volumes.volume import Found, VolumeSource
+from anodiff.errors import DataError, InputError
+
+SUFFIXES = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".mgh", ".mgz", *DICOM_SUFFIXES)
+
+
+def first_volume(inputs: Sequence[str | os.PathLike[str]]) -> str | None:
+    """The first input, or file below one, that looks like a volume by its name or first bytes; None where none does.
+
+    Inputs that do not exist are none: who reads them says so.
+    """
+    return next((path for path in _files(inputs) if looks_like_volume(path)), None)
+
+
+def first_image(inputs: Sequence[str | os.PathLike[str]]) -> str | None:
+    """The first 2-D image among inputs and below folders, by its name; None where there is none."""
+    marked = (path for path in _files(inputs) if not split_mark(path)[1])
+    return next((path for path in marked if image_suffix(path)), None)
+
+
+def looks_like_volume(path: str) -> bool:
+    """Whether a path has the mark or suffix of a volume, or is a file without a suffix that begins as DICOM does."""
+    if split_mark(path)[1] or path.lower().endswith(SUFFIXES):
+        return True
+    if Path(path).suffix and not Path(path).suffix[1:].isdecimal():
+        return False
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def expand_volumes(inputs: Sequence[str | os.PathLike[str]]) -> Found:
+    """The volumes that files, folders, patterns, CSVs (a column ``path``) and marked paths stand for.
+
+    Each once, with ids unique among all of them. DICOM files of a folder that are named one by one, as a shell's
+    pattern does, make series where they are complete. What is named itself is kept whatever it is: reading it says
+    what is wrong (its source has no files then). Raises DataError for an input that does not exist, and where there is
+    no volume at all.
+    """
+    sources: dict[str, VolumeSource] = {}
+    skipped: list[tuple[str, str]] = []
+    slices: dict[str, list[str]] = {}
+    for item in (os.fspath(each) for each in inputs):
+        for path in _named(item):
+            if os.path.isdir(path):
+                found = find_volumes(path)
+                sources |= {source.path: source for source in found.sources}
+                skipped += found.skipped
+            elif _is_dicom_file(path):
+                slices.setdefault(os.path.dirname(path) or ".", []).append(path)
+            else:
+                sources |= {source.path: source for source in _of_file(path, skipped)}
+    for folder, files in slices.items():
+        sources |= {source.path: source for source in _of_slices(folder, files, skipped)}
+    if not sources:
+        places = ", ".join(os.fspath(item) for item in inputs) or "no input"
+        reason = f" ({skipped[0][0]}: {skipped[0][1]})" if skipped else ""
+        raise DataError(f"{places}: expected volumes (NIfTI, MGH, DICOM), found none{reason}")
+    return Found(with_ids(list(sources.values())), sorted(set(skipped)))
+
+
+def _files(inputs: Sequence[str | os.PathLike[str]]) -> Iterator[str]:
+    """Every path named, and every file below each folder."""
+    for item in inputs:
+        text = os.fspath(item)
+        if (
+            split_mark(text)[1]
+            or channel_files(text)
+            or not (os.path.isdir(text) or glob.has_magic(text) or text.lower().endswith(".csv"))
+        ):
+            yield text
+            continue
+        try:
+            named = _named(text)
+        except DataError:
+            continue
+        for path in named:
+            if not os.path.isdir(path):
+                yield path
+                continue
+            for current, folders, names in os.walk(path):
+                folders[:] = sorted(name for name in folders if not name.startswith("."))
+                yield from (os.path.join(current, name) for name in sorted(names) if not name.startswith("."))
+
+
+def _named(item: str) -> list[str]:
+    """The paths of one input: its own, those that match it as a pattern, or those listed in a CSV."""
+    if item.lower().endswith(".csv") and os.path.isfile(item):
+        from anodiff.data.layouts.manifest import read_manifest, resolve
+
+        return [resolve(Path(item), sample.path) for sample in read_manifest(Path(item), paths_only=True)]
+    if os.path.lexists(item) or split_mark(item)[1] or channel_files(item):
+        return [item]
+    if glob.has_magic(item):
+        matched = sorted(glob.glob(item, recursive=True))
+        if matched:
+            return matched
+        raise DataError(f"{item}: expected a pattern that matches files, found no match")
+    raise DataError(f"{item}: expected a file, a folder, a pattern or a CSV of paths, found no such path")
+
+
+def _is_dicom_file(path: str) -> bool:
+    if split_mark(path)[1] or not os.path.isfile(path):
+        return False
+    if path.lower().endswith(DICOM_SUFFIXES):
+        return True
+    return looks_like_volume(path) and not path.lower().endswith(SUFFIXES)
+
+
+def _of_file(path: str, skipped: list[tuple[str, str]]) -> list[VolumeSource]:
+    """The volumes of one file; the path itself where only reading it can say what it is."""
+    if split_mark(path)[1]:
+        try:
+            return [resolve(path)]
+        except InputError:
+            return [VolumeSource(path, path, "nifti", "named by its path")]
+    if not os.path.isfile(path):
+        return [VolumeSource(path, path, "nifti", "named by its path")]
+    found = find_volumes(path)
+    if found.sources:
+        return found.sources
+    skipped += found.skipped
+    return []
+
+
+def _of_slices(folder: str, files: list[str], skipped: list[tuple[str, str]]) -> list[VolumeSource]:
+    """DICOM files of a folder that were named one by one: series of which every slice was named, the rest alone."""
+    left = dict.fromkeys(files)
+    sources: list[VolumeSource] = []
+    if len(left) > 1:
+        wanted = {os.path.abspath(path): path for path in files}
+        for source in find_volumes(folder).sources:
+            own = [os.path.abspath(path) for path in source.files]
+            if source.kind == "dicom" and set(own) <= set(wanted):
+                sources.append(source)
+                for path in own:
+                    left.pop(wanted[path], None)
+    for path in left:
+        sources += _of_file(path, skipped)
+    return sources

@@ -1,0 +1,362 @@
+"""Normal slices and patches of volumes to learn from: nothing at or near an annotated lesion is among them.
+
+Volumes are prepared as for scoring and kept as half-precision numbers in a temporary file that the system may page
+out; what is drawn is float32 again (off by at most 2**-12 within [-1, 1]).
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anodiff.config import AnodiffConfig, AugmentConfig, VolumeConfig
+from anodiff.data.volumes.preprocess import PreparedVolume
+from anodiff.data.volumes.read import read_mask, read_volume
+from anodiff.data.volumes.slices import VolumeSlicer, cut_slices
+from anodiff.data.volumes.volume import Volume
+from anodiff.errors import DataError, InputError
+from anodiff.training.augment import NUMBERS, augment
+from anodiff.training.examples import Drawn
+from anodiff.training.patches import PatchExamples, PatchSource, lesion_free_starts
+
+if TYPE_CHECKING:
+    from anodiff.engine.progress import Progress
+
+#: nothing nearer to an annotated lesion counts as normal: annotations end where a voxel is half lesion
+LESION_MARGIN_MM = 3.0
+#: between the part of a single patient that is learnt from and the part that is held out
+SLAB_GAP_MM = 10.0
+#: how far through the normal slices the held-out slab lies: what is at an end of a body is like nothing else in it
+SLAB_CENTRE = 1 / 3
+
+
+@dataclass(frozen=True)
+class Slab:
+    """A part of one patient's volume along ``axis`` of the model's grid: the held-out ``share``, or all but it.
+
+    least: slices that it has at least (a patch has to fit). reach: slices that are added to the gap, for neighbours.
+    """
+
+    axis: int
+    share: float
+    held: bool
+    least: int = 0
+    reach: int = 0
+
+
+@dataclass(frozen=True)
+class NormalPart:
+    """A volume that can be read, and what of it is normal: all, what its mask spares, a slab of that."""
+
+    path: str
+    group: str
+    mask: str = ""
+    slab: Slab | None = None
+
+
+@dataclass
+class SliceExamples:
+    """Slices with their neighbours, drawn from prepared volumes.
+
+    slices: float16 (M, C, h, w); rows: int64 (N, stack), which of them an example is made of, in the order of the
+    volume; planes: int64 (N,), the axis each was cut along; flips: axes of the grid (left-right, head-foot).
+    """
+
+    slices: Tensor
+    rows: Tensor
+    planes: Tensor
+    settings: AugmentConfig
+    flips: tuple[int, int] = (0, 2)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def draw(self, index: Tensor, u: Tensor, device: torch.device) -> Drawn:
+        """See `examples.Examples`; a mirrored body is mirrored along its own axis, whatever way it was cut."""
+        chosen = self.rows[index]
+        images = self.slices[chosen.flatten()].to(device, non_blocking=True).float()
+        images = images.view(*chosen.shape, *images.shape[1:])  # (N, stack, C, h, w)
+        wanted = ((self.settings.flip_lr, self.flips[0], 4), (self.settings.flip_ud, self.flips[1], 5))
+        for on, axis, number in wanted:
+            if on:
+                images = self._mirrored(images, axis, u[:, number] < 0.5, self.planes[index])
+        unflipped = self.settings.model_copy(update={"flip_lr": False, "flip_ud": False})
+        return Drawn(augment(images.flatten(1, 2), unflipped, u))
+
+    def sample(self, count: int, seed: int) -> Drawn:
+        """At most ``count`` of them, drawn without replacement, not augmented."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count].sort().values
+        plain = replace(self, settings=AugmentConfig())
+        return plain.draw(order, torch.full((len(order), NUMBERS), 0.5), torch.device("cpu"))
+
+    def _mirrored(self, images: Tensor, axis: int, which: Tensor, planes: Tensor) -> Tensor:
+        images = images.clone()
+        for plane in planes.unique().tolist():
+            # Across is the earlier of the two other axes, down the later; along the cut the slices change places.
+            others = [other for other in range(3) if other != plane]
+            dim = 1 if axis == plane else (-1 if axis == others[0] else -2)
+            rows = (which & (planes == plane)).to(images.device)
+            images[rows] = images[rows].flip(dim)
+        return images
+
+
+@dataclass(frozen=True)
+class VolumeNormals:
+    """What a part of a data set gives.
+
+    examples: slices or patches. paths, groups, hashes: one a volume that gave any; failed: a sentence for each other
+    one. covered: share of the foreground that is in any of its slices or patches.
+    """
+
+    examples: SliceExamples | PatchExamples
+    paths: tuple[str, ...]
+    groups: tuple[str, ...]
+    failed: tuple[str, ...]
+    covered: float
+    hashes: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def read_normals(
+    parts: Sequence[NormalPart], config: AnodiffConfig, *, progress: Progress | None = None
+) -> VolumeNormals:
+    """Reads volumes and keeps what is normal of them. Raises DataError where nothing is."""
+    assert config.volume is not None
+    slicer = VolumeSlicer(config.preprocess, config.volume)
+    gather = _Patches(config) if config.volume.mode == "patches" else _Slices(config, slicer)
+    kept: list[NormalPart] = []
+    hashes, failed, shares = [], [], []
+    with tempfile.TemporaryFile() as store:
+        for part in parts:
+            try:
+                volume = read_volume(part.path)
+                prepared = slicer.prepare(volume)
+                free = normal_voxels(part, volume, prepared, config.volume)
+                shares.append(gather.add(store, prepared, volume, free))
+                kept.append(part)
+                hashes.append(volume_hash(volume))
+            except InputError as error:
+                failed.append(str(error))
+            if progress is not None:
+                progress.update(1)
+        if not kept:
+            raise DataError(f"expected normal volumes, found none in {len(parts)} ({failed[0] if failed else ''})")
+        store.flush()
+        examples = gather.finish(store)
+    return VolumeNormals(
+        examples,
+        tuple(part.path for part in kept),
+        tuple(part.group for part in kept),
+        tuple(failed),
+        sum(shares) / len(shares),
+        tuple(hashes),
+    )
+
+
+def volume_hash(volume: Volume) -> int:
+    """As `anodiff.data.seen.pixel_hash`, of a decoded volume."""
+    from anodiff.data.readers import RawImage
+    from anodiff.data.seen import pixel_hash
+
+    return pixel_hash(RawImage(volume.data, volume.low, volume.high, volume.dtype, volume.path))
+
+
+def normal_voxels(part: NormalPart, volume: Volume, prepared: PreparedVolume, config: VolumeConfig) -> np.ndarray:
+    """bool (I, J, K) on the model's grid: what may be learnt from, or calibrated on.
+
+    With slices whole ones are out: a slice within LESION_MARGIN_MM of a lesion is not normal, nor is one that would
+    see it as a neighbour. With patches single voxels are out. Raises InputError for a mask that cannot be used.
+    """
+    spacing = spacing_mm(volume, prepared)
+    free = np.ones(prepared.plan.model.shape, dtype=bool)
+    near = lesion_zone(part, volume, prepared, spacing)
+    if near is not None and config.mode == "patches":
+        free &= ~near
+    elif near is not None:
+        for axis in config.axes:
+            others = tuple(other for other in range(3) if other != axis)
+            free &= _along(_all_near(np.asarray(~near.any(axis=others)), config.neighbours), axis)
+    if part.slab is not None:
+        normal = free & prepared.foreground.numpy()
+        free &= _along(slab_slices(part.slab, normal, float(spacing[part.slab.axis])), part.slab.axis)
+    return free
+
+
+def lesion_zone(part: NormalPart, volume: Volume, prepared: PreparedVolume, spacing: np.ndarray) -> np.ndarray | None:
+    """bool (I, J, K): voxels that hold any lesion or lie within LESION_MARGIN_MM of one; None where there is none."""
+    if not part.mask:
+        return None
+    lesion = prepared.plan.forward(read_mask(part.mask, volume).astype(np.float32)) > 0
+    if not lesion.any():
+        return None
+    from scipy import ndimage
+
+    distance = ndimage.distance_transform_edt(~lesion, sampling=[float(side) for side in spacing])
+    return np.asarray(distance <= LESION_MARGIN_MM)
+
+
+def slab_slices(slab: Slab, normal: np.ndarray, spacing: float) -> np.ndarray:
+    """bool (n,) along the slab's axis, by how many voxels of ``normal`` (I, J, K) lie in each slice.
+
+    Held out is the run of slices that has the ``share`` of them about SLAB_CENTRE of the way; where it must be
+    ``least`` slices thick, it is at the end that has more of them. The rest keeps away from it by the gap.
+    """
+    others = tuple(axis for axis in range(3) if axis != slab.axis)
+    weight = normal.sum(axis=others, dtype=np.float64)
+    passed = np.cumsum(weight) / max(weight.sum(), 1)
+    place = np.arange(len(weight))
+    middle = SLAB_CENTRE if not slab.least else (slab.share / 2 if _front_heavy(weight) else 1 - slab.share / 2)
+    first = int(np.searchsorted(passed, max(0.0, middle - slab.share / 2) + 1e-9))
+    last = int(np.searchsorted(passed, min(1.0, middle + slab.share / 2) - 1e-9))
+    if slab.least and _front_heavy(weight):
+        last = max(last, first + slab.least)
+    elif slab.least:
+        first = min(first, last - slab.least)
+    gap = int(np.ceil(SLAB_GAP_MM / spacing)) + slab.reach
+    if slab.held:
+        return np.asarray((place >= first) & (place <= last))
+    return np.asarray((place < first - gap) | (place > last + gap))
+
+
+def _front_heavy(weight: np.ndarray) -> bool:
+    """Whether the first half of a row of numbers has more than the second."""
+    return bool(weight[: len(weight) // 2].sum() >= weight[len(weight) // 2 :].sum())
+
+
+def spacing_mm(volume: Volume, prepared: PreparedVolume) -> np.ndarray:
+    """Voxel sides (3,) of the model's grid in mm."""
+    return np.array(prepared.plan.model.spacing) * volume.spacing_mm[0] / prepared.plan.native.spacing[0]
+
+
+def anatomical_axes(orientation: str | None) -> tuple[int, int]:
+    """Axes (left-right, head-foot) of a grid; the first and the last where it is not known."""
+    if orientation is None:
+        return 0, 2
+    code = orientation.upper()
+    left_right, head_foot = (next(n for n in range(3) if code[n] in pair) for pair in ("RL", "SI"))
+    return left_right, head_foot
+
+
+class _Slices:
+    """Collects slices in a file."""
+
+    def __init__(self, config: AnodiffConfig, slicer: VolumeSlicer) -> None:
+        assert config.volume is not None
+        self.config, self.volume, self.slicer = config, config.volume, slicer
+        self.rows: list[list[int]] = []
+        self.planes: list[int] = []
+        self.count = 0
+
+    def add(self, store: IO[bytes], prepared: PreparedVolume, volume: Volume, free: np.ndarray) -> float:
+        """Takes in a volume; the share of its foreground that is in a slice. Raises InputError where there is none."""
+        before = len(self.rows)
+        covered = np.zeros(free.shape, dtype=bool)
+        for axis in self.slicer.axes(prepared.plan.model.shape):
+            images, rows = self._cut(prepared, volume, free, axis)
+            store.write(images.half().numpy().tobytes())
+            self.rows += [[self.count + place for place in stack] for stack, _ in rows]
+            self.planes += [axis] * len(rows)
+            self.count += len(images)
+            np.moveaxis(covered, axis, 0)[[number for _, number in rows]] = True
+        if len(self.rows) == before:
+            raise InputError(f"{volume.path}: expected a normal slice with enough foreground, found none")
+        foreground = prepared.foreground.numpy()
+        return float(covered[foreground].mean()) if foreground.any() else 0.0
+
+    def finish(self, store: IO[bytes]) -> SliceExamples:
+        """The examples, backed by the file."""
+        height, width = self.config.preprocess.size
+        shape = (self.count, self.config.preprocess.channels, height, width)
+        slices = torch.from_numpy(np.memmap(store, dtype=np.float16, mode="c", shape=shape))
+        axes = anatomical_axes(self.volume.orientation)
+        return SliceExamples(slices, torch.tensor(self.rows), torch.tensor(self.planes), self.config.augment, axes)
+
+    def _cut(
+        self, prepared: PreparedVolume, volume: Volume, free: np.ndarray, axis: int
+    ) -> tuple[Tensor, list[tuple[list[int], int]]]:
+        """(slices (M, C, h, w), for each example the M of its stack and its place along the axis)."""
+        others = tuple(other for other in range(3) if other != axis)
+        clear = np.asarray(free.any(axis=others))
+        if self.volume.statistics == "slice":
+            stack = self.slicer.cut(prepared, axis, volume)
+            keep = [n for n, place in enumerate(stack.index) if clear[place]]
+            return stack.images[keep], [([n], stack.index[keep[n]]) for n in range(len(keep))]
+        inside = prepared.foreground.numpy()
+        share = inside.mean(axis=others)
+        index = [n for n in np.flatnonzero(clear).tolist() if share[n] > 0 and share[n] >= self.volume.min_foreground]
+        last, reach = len(clear) - 1, range(-self.volume.neighbours, self.volume.neighbours + 1)
+        stacks = {n: [min(max(n + step, 0), last) for step in reach] for n in index}
+        needed = sorted({place for stack in stacks.values() for place in stack})
+        wanted = np.zeros(inside.shape, dtype=bool)
+        np.moveaxis(wanted, axis, 0)[needed] = True
+        single = self.volume.model_copy(update={"neighbours": 0, "min_foreground": 0.0})
+        cut = cut_slices(prepared.image, torch.from_numpy(wanted), axis, self.config.preprocess, single)
+        place_of = {number: place for place, number in enumerate(cut.index)}
+        return cut.images, [([place_of[place] for place in stacks[n]], n) for n in index]
+
+
+class _Patches:
+    """Collects prepared volumes in a file, and where patches may be taken from."""
+
+    def __init__(self, config: AnodiffConfig) -> None:
+        assert config.volume is not None
+        self.config, self.volume = config, config.volume
+        self.sources: list[PatchSource] = []
+        self.places: list[tuple[int, tuple[int, ...]]] = []
+        self.count = 0
+
+    def add(self, store: IO[bytes], prepared: PreparedVolume, volume: Volume, free: np.ndarray) -> float:
+        """Takes in a volume; the share of its foreground that is in a patch. Raises InputError where there is none."""
+        image, foreground = _padded(prepared.image.numpy(), prepared.foreground.numpy(), self.volume.patch)
+        allowed = np.pad(free, [(0, big - side) for big, side in zip(foreground.shape, free.shape, strict=True)])
+        # What was padded is no lesion, and no place to centre a patch on either.
+        allowed[tuple(slice(side, None) for side in free.shape)] = True
+        starts = lesion_free_starts(allowed, foreground, self.volume.patch, self.config.augment)
+        if not len(starts.inner):
+            size = " x ".join(map(str, self.volume.patch))
+            raise InputError(f"{volume.path}: expected a lesion-free patch of {size} voxels, found none")
+        spacing = spacing_mm(volume, prepared)
+        wanted = max(1, round(foreground.sum() * starts.covered / math.prod(self.volume.patch)))
+        self.sources.append(PatchSource(torch.empty(0), starts.inner, starts.anywhere, tuple(spacing.tolist()), wanted))
+        data = image.astype(np.float16)
+        self.places.append((self.count, data.shape))
+        store.write(data.tobytes())
+        self.count += data.size
+        return starts.covered
+
+    def finish(self, store: IO[bytes]) -> PatchExamples:
+        """The examples, backed by the file."""
+        whole = torch.from_numpy(np.memmap(store, dtype=np.float16, mode="c", shape=(self.count,)))
+        sources = [
+            replace(source, volume=whole[start : start + math.prod(shape)].view(shape))
+            for source, (start, shape) in zip(self.sources, self.places, strict=True)
+        ]
+        axes = anatomical_axes(self.volume.orientation)
+        return PatchExamples(sources, self.volume.patch, self.config.augment, axes)
+
+
+def _padded(image: np.ndarray, foreground: np.ndarray, patch: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """At least as large as a patch: the border of the image is repeated at the far ends, the foreground is not."""
+    more = [(0, max(0, edge - side)) for edge, side in zip(patch, foreground.shape, strict=True)]
+    return np.pad(image, [(0, 0), *more], mode="edge"), np.pad(foreground, more)
+
+
+def _all_near(clear: np.ndarray, reach: int) -> np.ndarray:
+    """bool (n,): whether all within ``reach`` places are clear; beyond the ends there is nothing that is not."""
+    from scipy import ndimage
+
+    return np.asarray(ndimage.minimum_filter1d(clear.astype(np.uint8), 2 * reach + 1, mode="nearest"), dtype=bool)
+
+
+def _along(values: np.ndarray, axis: int) -> np.ndarray:
+    """(n,) that broadcasts over (I, J, K) along an axis."""
+    return values.reshape([-1 if other == axis else 1 for other in range(3)])

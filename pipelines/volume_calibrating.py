@@ -1,0 +1,96 @@
+"""`anodiff calibrate` for volumes: thresholds of slices, volumes and voxels from normal volumes."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anodiff.anomaly.volume_calibration import VolumeCalibration
+from anodiff.anomaly.volume_fitting import Limits, NormalVolume, fit_volumes, steps
+from anodiff.anomaly.volumes import VolumeDetector
+from anodiff.data.table import group_keys
+from anodiff.data.volumes.read import read_volume
+from anodiff.pipelines.common import drawn, left_out, say
+from anodiff.pipelines.volume_scoring import OPEN_KEYS, open_volume_model
+
+if TYPE_CHECKING:
+    from anodiff.config import CalibrationConfig
+    from anodiff.data.table import SampleTable
+
+CALIBRATED_KEYS = (*OPEN_KEYS, "preset", "calibration")
+
+
+def run(
+    model_path: Path,
+    normals: Path,
+    output: Path,
+    samples: SampleTable,
+    *,
+    preset: str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 16,
+    seed: int = 0,
+    overrides: list[str] | None = None,
+    quiet: bool = False,
+) -> tuple[Path, tuple[str, ...]]:
+    """Calibrate a preset on volumes and write the model with it; the new file, and a sentence for each one left out.
+
+    The new model is one of volumes, also where the old one was of images.
+    """
+    from anodiff.pipelines.calibrate import normal_parts, store_calibration
+
+    model, notes = open_volume_model(model_path, overrides, CALIBRATED_KEYS)
+    detector = VolumeDetector(model, preset or model.config.preset, device=device, precision=precision, seed=seed)
+    say(f"{normals}: layout {samples.layout}", quiet)
+    fitting, deciding = normal_parts(samples)
+    calibration, failed = fit(detector, deciding, fitting, model.config.calibration, batch_size=batch_size, quiet=quiet)
+    store_calibration(model, detector.name, calibration)
+    model.save(output)
+    for note in (*notes, *detector.notes):
+        say(f"note: {note}", quiet)
+    if failed:
+        say(left_out(failed).replace("image", "volume"), quiet)
+    if calibration.volume_threshold is not None:
+        say(
+            f"{detector.name}: score threshold {calibration.volume_threshold:.4g} for a false-alarm rate of "
+            f"{calibration.rate:g} per volume, from {len(calibration.volume_scores)} normal volumes",
+            quiet,
+        )
+    say(f"wrote {output}, calibrated for {', '.join(map(repr, model.calibrations))}", quiet)
+    return output, failed
+
+
+def fit(
+    detector: VolumeDetector,
+    deciding: SampleTable,
+    fitting: SampleTable | None,
+    config: CalibrationConfig,
+    *,
+    batch_size: int | None = None,
+    quiet: bool = False,
+) -> tuple[VolumeCalibration, tuple[str, ...]]:
+    """Fits the detector on the volumes of two tables, with a progress bar; see `fit_volumes`."""
+    from anodiff.engine.progress import Progress
+
+    first = normal_volumes(drawn(deciding, config.threshold_images, detector.detector.seed))
+    second = None if fitting is None else normal_volumes(fitting)
+    total = steps(detector, len(first), None if second is None else len(second))
+    with Progress(total, "volumes", f"calibrating {detector.name}", quiet=quiet) as progress:
+        return fit_volumes(
+            detector,
+            first,
+            second,
+            Limits(config.rate, config.standardise_images, config.threshold_images),
+            progress=lambda count: progress.update(count),
+            batch_size=batch_size,
+        )
+
+
+def normal_volumes(samples: SampleTable) -> list[NormalVolume]:
+    """The volumes of a table, read when they are needed; a volume of no known group is a group of its own."""
+    return [
+        NormalVolume(partial(read_volume, str(path)), str(group))
+        for path, group in zip(samples.table["path"], group_keys(samples), strict=True)
+    ]

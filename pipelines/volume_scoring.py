@@ -1,0 +1,241 @@
+"""`anodiff score` for volumes: a NIfTI map on each input's own grid, slices, lesion candidates, planes, a viewer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anodiff.anomaly.volumes import PLAIN, VolumeDetector
+from anodiff.config import apply_overrides, parse_config
+from anodiff.data.volumes.inputs import expand_volumes, first_image, first_volume
+from anodiff.data.volumes.volume import VolumeSource
+from anodiff.engine.loop import Summary, run_job
+from anodiff.engine.progress import Progress
+from anodiff.engine.store import Item, ResultStore
+from anodiff.errors import ConfigError, DataError
+from anodiff.files import make_folder, write_csv
+from anodiff.pipelines.common import open_model, say
+from anodiff.pipelines.heatmaps import HeatmapStore, with_heatmaps
+from anodiff.pipelines.pictures import raw_scale
+from anodiff.pipelines.scoring import COLUMNS, Truth, run_settings
+from anodiff.pipelines.volume_job import DICOM_KINDS, VOXELS, PlanesJob, VolumeItem, VolumeJob, VolumeOutputs
+
+if TYPE_CHECKING:
+    from anodiff.model import DiffusionModel
+
+SLICE_COLUMNS = ("id", "axis", "slice", "score", "p_value")
+LESION_COLUMNS = (
+    "id", "lesion", "volume_mm3", "voxels", "x_mm", "y_mm", "z_mm", "peak", "peak_i", "peak_j", "peak_k",
+    "mean_p_value",
+)  # fmt: skip
+#: of the section, what may change at scoring for a model of volumes; a model of images leaves all of it open
+FINISHING = tuple(
+    f"volume.{key}" for key in ("axes", "overlap", "score_slices", "median", "min_volume_mm3", "min_foreground")
+)
+OPEN_KEYS = ("engine", "presets", "polarity", "preprocess.channel", "preprocess.value_range")
+#: remarks on volumes that a run says at once; the report says as many
+SAID = 5
+
+
+def concerns(model: DiffusionModel, inputs: Sequence[str]) -> bool:
+    """Whether a run is about volumes: the model is of volumes, or there is one among the inputs."""
+    return model.config.volume is not None or first_volume(inputs) is not None
+
+
+def run(
+    model_path: Path,
+    inputs: Sequence[str],
+    output: Path,
+    *,
+    preset: str | None = None,
+    maps: bool = True,
+    heatmaps: bool = True,
+    dicom: Sequence[str] = (),
+    show_phi: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
+    seed: int = 0,
+    overrides: list[str] | None = None,
+    quiet: bool = False,
+) -> Summary:
+    """Score the volumes of ``inputs``; returns what was done. Errors of the run as a whole are AnodiffErrors."""
+    from anodiff.pipelines.volume_reporting import write_report
+
+    model, notes = open_volume_model(model_path, overrides)
+    if notes:
+        refuse_images(inputs)
+    found = expand_volumes(inputs)
+    sources = outside(found.sources, output)
+    items = [VolumeItem(each.id, each.path, Truth(), source=each if each.files else None) for each in sources]
+    detector = VolumeDetector(model, preset or model.config.preset, device=device, precision=precision, seed=seed)
+    outputs = VolumeOutputs(output, maps=maps, heatmaps=heatmaps, dicom=check_dicom(dicom, output, detector))
+    job = VolumeJob(detector, outputs, model.config.preprocess.channel)
+    notes = (*notes, *job.notes, *skipped_notes(found.skipped))
+    for note in notes:
+        say(f"note: {note}", quiet)
+    with ResultStore.open(output, settings_of(model_path, model, job), overwrite=overwrite) as store:
+        summary = score_items(job, items, store, workers=model.config.engine.workers, quiet=quiet)
+        rows = list(store.rows(items))
+        if found.skipped:
+            write_csv(
+                output / "skipped.csv",
+                ("path", "reason"),
+                [{"path": path, "reason": reason} for path, reason in found.skipped],
+            )
+        remarks = remark_notes(rows)
+        for remark in remarks:
+            say(f"note: {remark}", quiet)
+        if not summary.interrupted:
+            write_report(
+                output / "report.html", model, job, summary, rows, items, notes=(*notes, *remarks), show_phi=show_phi
+            )
+    say(summary.sentence(), quiet)
+    say(f"wrote {output / 'scores.csv'}" + ("" if summary.interrupted else f" and {output / 'report.html'}"), quiet)
+    return summary
+
+
+def open_volume_model(
+    path: Path, overrides: list[str] | None, allowed: tuple[str, ...] = OPEN_KEYS
+) -> tuple[DiffusionModel, tuple[str, ...]]:
+    """The model with a section on volumes, and sentences where it was trained on images and has none of its own.
+
+    Raises what `open_model` does.
+    """
+    model = open_model(path, None, ())
+    if model.config.volume is not None:
+        return open_model(path, overrides, (*allowed, *FINISHING)), ()
+    model = open_model(path, overrides, (*allowed, "volume"))
+    # Only what the user said is said otherwise than for images.
+    values = model.config.model_dump(mode="json") | {"volume": PLAIN.model_dump(mode="json")}
+    own = [override for override in overrides or () if override.strip().startswith("volume.")]
+    model.config = parse_config(apply_overrides(values, own), "--set")
+    volume = model.config.volume
+    assert volume is not None
+    if volume.mode != "slices" or volume.neighbours:
+        raise ConfigError(
+            f"--set: the model is of single 2-D images: expected volume.mode slices and no neighbours, found "
+            f"{volume.mode} and {volume.neighbours}"
+        )
+    along = " and ".join("ijk"[axis] for axis in volume.axes)
+    grid = "as stored" if volume.orientation is None else f"oriented to {volume.orientation}"
+    return model, (
+        f"the model is of 2-D images: slices along {along} of each volume, {grid}, are scored as such "
+        "(--set volume.axes=[0,1,2] scores those of all axes)",
+    )
+
+
+def refuse_images(inputs: Sequence[str]) -> None:
+    """Raises DataError where images lie among the volumes: a model of images would score both, each in its own way."""
+    image = first_image(inputs)
+    if image is not None:
+        raise DataError(
+            f"{image}: expected volumes or images in one run, found both ({first_volume(inputs)} is a volume); "
+            "give them apart (a folder of images is a volume as FOLDER#stack)"
+        )
+
+
+def outside(sources: Sequence[VolumeSource], output: Path) -> list[VolumeSource]:
+    """The volumes that do not lie in the output folder: an earlier run's maps are no inputs of this one."""
+    place = output.resolve()
+    kept = [
+        source
+        for source in sources
+        if not any(Path(file).resolve().is_relative_to(place) for file in (source.files or (source.path,)))
+    ]
+    if not kept:
+        raise DataError(f"{output}: expected inputs outside the output folder, found all {len(sources)} inside it")
+    return kept
+
+
+def check_dicom(kinds: Sequence[str], output: Path, detector: VolumeDetector) -> tuple[str, ...]:
+    """The DICOM objects asked for. Raises ConfigError for another kind, or one that needs a calibration; StorageError
+    with the extra's name where a library is missing."""
+    from anodiff.data.volumes.dicom_write import import_highdicom
+
+    for kind in kinds:
+        if kind not in DICOM_KINDS:
+            raise ConfigError(f"--dicom {kind}: expected one of {', '.join(DICOM_KINDS)}")
+        if kind != "pm" and detector.voxel_quantiles is None:
+            raise ConfigError(f"--dicom {kind}: expected a calibrated preset, whose voxel threshold it needs")
+        if kind != "sc":
+            import_highdicom(output)
+    return tuple(dict.fromkeys(kinds))
+
+
+def settings_of(model_path: Path, model: DiffusionModel, job: VolumeJob) -> dict[str, Any]:
+    """Everything that decides what a run writes, flat."""
+    settings = run_settings(model_path, model, job.detector.detector, job.outputs)
+    settings |= {f"volume.{key}": value for key, value in job.detector.config.model_dump(mode="json").items()}
+    return settings | {"dicom": list(job.outputs.dicom)}
+
+
+def score_items(
+    job: VolumeJob, items: Sequence[VolumeItem], store: ResultStore, *, workers: int, quiet: bool = False
+) -> Summary:
+    """Runs the job, draws what an uncalibrated run could not draw before, and writes scores, slices and lesions."""
+    outputs = job.outputs
+    drawn = outputs.heatmaps and (outputs.maps or job.scale is not None)
+    wanted = {"maps": outputs.maps, "heatmaps": drawn, "dicom": bool(outputs.dicom), VOXELS: outputs.measured}
+    for name in (name for name, there in wanted.items() if there):
+        make_folder(outputs.folder / name)
+    with Progress(len(items), "volumes", "scoring", quiet=quiet) as progress:
+        # One at a time: volumes are large, and a batch would not make the network faster.
+        summary = run_job(job, items, store, workers=min(workers, 2), batch_size=1, progress=progress)
+    if not summary.interrupted and job.scale is None and drawn:
+        drawing = add_planes(job, items, store, quiet=quiet)
+        summary = summary if drawing is None else with_heatmaps(summary, drawing, store)
+    store.export_csv(outputs.folder / "scores.csv", COLUMNS, items)
+    rows = list(store.rows(items))
+    write_csv(outputs.folder / "slices.csv", SLICE_COLUMNS, slice_rows(rows))
+    write_csv(outputs.folder / "lesions.csv", LESION_COLUMNS, lesion_rows(rows))
+    return summary
+
+
+def add_planes(
+    job: VolumeJob, items: Sequence[VolumeItem], store: ResultStore, *, quiet: bool = False
+) -> Summary | None:
+    """Gives an uncalibrated run its one colour scale, and draws the planes that are not drawn yet."""
+    rows = {row["id"]: row for row in store.rows(items) if row.get("map")}
+    job.scale = raw_scale(rows.values())
+    if job.scale is None:
+        return None
+    scored: list[Item] = [item for item in items if item.id in rows]
+    with Progress(len(scored), "heatmaps", "drawing", quiet=quiet) as progress:
+        kept = HeatmapStore(store, rows, job.scale)
+        return run_job(PlanesJob(job, rows), scored, kept, workers=1, batch_size=1, progress=progress)
+
+
+def slice_rows(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """slices.csv: axis and slice (from 0) as in the file."""
+    for row in rows:
+        for each in sorted(row.get("slices", ()), key=lambda found: (found["axis"], found["slice"])):
+            yield {"id": row["id"], **each}
+
+
+def lesion_rows(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """lesions.csv: candidates of each volume by falling peak; centre in world mm (RAS+), peak voxel as in the file."""
+    for row in rows:
+        for each in row.get("lesions", ()):
+            centre = dict(zip(("x_mm", "y_mm", "z_mm"), (round(at, 4) for at in each["centre_mm"]), strict=True))
+            peak = dict(zip(("peak_i", "peak_j", "peak_k"), each["peak_voxel"], strict=True))
+            known = {key: each[key] for key in ("voxels", "peak", "mean_p_value")}
+            volume = round(each["volume_mm3"], 4)
+            yield {"id": row["id"], "lesion": each["number"], "volume_mm3": volume, **known, **centre, **peak}
+
+
+def skipped_notes(skipped: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    """A sentence on the files that are no volumes."""
+    if not skipped:
+        return ()
+    path, reason = skipped[0]
+    count = f"{len(skipped)} file{' was' if len(skipped) == 1 else 's were'} passed over"
+    return (f"{count} (skipped.csv), the first one {path}: {reason}",)
+
+
+def remark_notes(rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    """What the reader had to say of the first volumes that it had to say something of."""
+    said = [f"{row['path']}: {remark}" for row in rows for remark in row.get("remarks", ())]
+    more = (f"and {len(said) - SAID} more remarks on volumes, in the record of the run",) if len(said) > SAID else ()
+    return (*said[:SAID], *more)
