@@ -31,14 +31,16 @@ if TYPE_CHECKING:
     from anodiff.anomaly import AnomalyDetector, DetectorSettings
     from anodiff.anomaly.tuning import Tuning
     from anodiff.config import AnodiffConfig
+    from anodiff.model import DiffusionModel
+    from anodiff.pipelines.calibrate import CalibrationNormals
     from anodiff.training.images import ImageSet
     from anodiff.visualize.tuning import TuneExample
 
 #: normals that fit the normal error, for each one that anomalies are planted in
 FIT_SHARE = 4
 #: slots of the settings that the search leaves alone, and the page leaves out
-FIXED = ("pairs", "antithetic", "where", "box", "sampler", "steps", "grid", "variance", "map_px", "scale_floor",
-         "foreground")  # fmt: skip
+FIXED = ("pairs", "where", "box", "sampler", "steps", "grid", "variance", "guidance", "refine", "map_px",
+         "scale_floor", "limits", "foreground")  # fmt: skip
 
 
 def main(
@@ -116,16 +118,14 @@ def run(
     quiet: bool = False,
 ) -> tuple[Tuning, tuple[str, ...]]:
     """Tunes, calibrates, writes model, page and numbers; returns the tuning, and a sentence for each image left out."""
-    from anodiff.anomaly import AnomalyDetector
     from anodiff.anomaly.tuning import tune
-    from anodiff.config import parse_config
     from anodiff.files import write_json
     from anodiff.visualize.tuning import write_tune_page
 
     check_paths(model_path, output)
     check_name(preset_name)
     model = open_model(model_path, overrides, OPEN_KEYS)
-    config, limits = model.config, model.config.calibration
+    config = model.config
     preset = preset or config.preset
 
     known = read_normals(
@@ -145,10 +145,10 @@ def run(
         nfe=nfe, kinds=kinds, levels=levels, noises=noises,
         device=device, precision=precision, seed=seed, batch_size=batch_size, quiet=quiet,
     )  # fmt: skip
-    presets = {**config.presets, preset_name: slots(config, preset, tuning.settings)}
-    model.config = parse_config(config.model_dump(mode="json") | {"presets": presets, "preset": preset_name}, "tune")
-    detector = AnomalyDetector(model, preset_name, device=device, precision=precision, seed=seed)
-    store_calibration(model, preset_name, fit(detector, held, first, limits, batch_size=batch_size, quiet=quiet))
+    detector = adopt(
+        model, preset, preset_name, tuning.settings, known,
+        device=device, precision=precision, batch_size=batch_size, seed=seed, quiet=quiet,
+    )  # fmt: skip
     model.save(output)
     write_json(output.with_suffix(".tune.json"), {"preset": preset_name, "from": preset} | tuning.to_json())
     write_tune_page(output.with_suffix(".tune.html"), page_of(tuning, detector, f"{config.name}: {preset_name}"))
@@ -194,9 +194,37 @@ def check_name(name: str) -> None:
 
 def part(images: ImageSet) -> Any:
     """Images as the tuning takes them."""
-    from anodiff.anomaly.tuning_cache import Normals
+    from anodiff.anomaly.planted import Normals
 
     return Normals(images.images, images.groups, images.foreground)
+
+
+def adopt(
+    model: DiffusionModel,
+    preset: str,
+    preset_name: str,
+    chosen: DetectorSettings,
+    normals: CalibrationNormals,
+    *,
+    device: str,
+    precision: str = "auto",
+    batch_size: int = 16,
+    seed: int = 0,
+    quiet: bool = False,
+) -> AnomalyDetector:
+    """Makes the settings, found from ``preset``, the model's own preset and calibrates it; in memory."""
+    from anodiff.anomaly import AnomalyDetector
+    from anodiff.config import parse_config
+
+    config = model.config
+    presets = {**config.presets, preset_name: slots(config, preset, chosen)}
+    model.config = parse_config(config.model_dump(mode="json") | {"presets": presets, "preset": preset_name}, "tune")
+    detector = AnomalyDetector(model, preset_name, device=device, precision=precision, seed=seed)
+    calibration = fit(
+        detector, normals.deciding, normals.fitting, config.calibration, batch_size=batch_size, quiet=quiet
+    )
+    store_calibration(model, preset_name, calibration)
+    return detector
 
 
 def slots(config: AnodiffConfig, preset: str, chosen: DetectorSettings) -> dict[str, Any]:

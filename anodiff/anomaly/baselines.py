@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from anodiff.anomaly.groups import assign_parts
-from anodiff.anomaly.planting import kinds_for, plant
+from anodiff.anomaly.planted import Normals, PlantedImages
 from anodiff.anomaly.reduce import Reduction, reduce_maps
 from anodiff.anomaly.residuals import Polarity, channel_mean
 from anodiff.anomaly.smoothing import smooth_maps, smooth_spatial
@@ -217,8 +217,8 @@ class IntensityZScore(Baseline):
         folds = [_moments(values, parts == k, foreground) for k in labels]
         trials = []
         if self.scale_floor is None:
-            for images, masks, inside in _planted_folds(normals, parts, foreground, self.polarity):
-                trials.append(_Trial(channel_mean(images)[None], masks, inside))
+            for found in _planted_folds(normals, parts, foreground, self.polarity):
+                trials.append(_Trial(channel_mean(found.images)[None], found.masks, found.foreground))
         self.scale_floor_, self.standardisation_ = self._standardised(folds, trials, "map", self.scale_floor)
         return self
 
@@ -269,8 +269,8 @@ class PCAResidual(Baseline):
             errors = _unexplained(normals[held_out], *model)
             moments.append(_moments(errors[None], None, foreground[held_out] if foreground is not None else None))
             if plants:
-                images, masks, inside = plants[place]
-                trials.append(_Trial(_unexplained(images, *model)[None], masks, inside))
+                found = plants[place]
+                trials.append(_Trial(_unexplained(found.images, *model)[None], found.masks, found.foreground))
         self.model_ = _principal_axes(flat, kept, gram, self.components)
         self.scale_floor_, self.standardisation_ = self._standardised(moments, trials, "map", self.scale_floor)
         return self
@@ -322,39 +322,26 @@ def _folds(count: int, groups: Sequence[object] | None) -> Tensor:
 
 def _planted_folds(
     normals: Tensor, parts: Tensor, foreground: Tensor | None, polarity: Polarity
-) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-    """Images (n, C, *S), masks and foreground (n, *S) of a few normals a fold, evenly spaced, with planted anomalies.
+) -> list[PlantedImages]:
+    """A few normals a fold, evenly spaced, with planted anomalies, foreign tissue being that of the other folds.
 
-    The kinds take turns; foreign tissue comes from the other folds; nothing depends on what lies outside the
-    foreground. In the order of the folds' labels.
+    In the order of the folds' labels.
     """
-    labels, kinds, planted = parts.unique().tolist(), kinds_for(polarity), []
-    spread = {fold: _spread((parts == fold).nonzero()[:, 0], PLANTED_IMAGES // len(labels)) for fold in labels}
+    labels = parts.unique().tolist()
+    known = Normals(normals, tuple(map(str, range(len(normals)))), foreground)
+    most = PLANTED_IMAGES // len(labels)
+    folds = {fold: (parts == fold).nonzero()[:, 0] for fold in labels}
+    rows = {fold: found[_evenly(len(found), most)] for fold, found in folds.items()}
+    planted = []
     for fold in labels:
-        rows = spread[fold]
-        others = torch.cat([spread[other] for other in labels if other != fold] or [rows])
-        inside = None if foreground is None else foreground[rows]
-        known = _inside(normals, rows, foreground)
-        donors = _inside(normals, others, foreground)
-        masks = torch.zeros(len(rows), *normals.shape[2:], dtype=torch.bool)
-        for turn, kind in enumerate(kinds):
-            own = slice(turn, None, len(kinds))
-            where = None if inside is None else inside[own]
-            known[own], masks[own] = plant(known[own], where, kind, polarity=polarity, donors=donors)
-        images = known if inside is None else torch.where(inside[:, None].cpu(), known, normals[rows].float().cpu())
-        planted.append((images.to(normals.device), masks, inside))
+        others = torch.cat([rows[other] for other in labels if other != fold] or [rows[fold]])
+        planted.append(PlantedImages.in_turn(known.take(rows[fold]), polarity, known.take(others)))
     return planted
 
 
-def _spread(rows: Tensor, most: int) -> Tensor:
-    """At most so many of the rows, evenly spaced."""
-    return rows[torch.linspace(0, len(rows) - 1, min(len(rows), most)).round().long()]
-
-
-def _inside(normals: Tensor, rows: Tensor, foreground: Tensor | None) -> Tensor:
-    """The rows' images (n, C, *S) float32 on the CPU, 0 outside their foreground."""
-    images = normals[rows].float()
-    return (images if foreground is None else images * foreground[rows][:, None]).cpu()
+def _evenly(count: int, most: int) -> Tensor:
+    """At most so many row numbers below ``count``, evenly spaced."""
+    return torch.linspace(0, count - 1, min(count, most)).round().long()
 
 
 def _require(normals: Tensor, name: str) -> None:

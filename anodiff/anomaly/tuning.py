@@ -10,7 +10,6 @@ changes without a reason.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,13 +19,14 @@ import torch
 from torch import Tensor
 
 from anodiff.anomaly.groups import assign_parts
+from anodiff.anomaly.planted import Normals, PlantedImages
 from anodiff.anomaly.planting import kinds_for
 from anodiff.anomaly.presets import resolve
 from anodiff.anomaly.settings import DetectorSettings
-from anodiff.anomaly.tuning_cache import FROM_DIFFERENCE, ErrorCache, Normals, PlantedImages
+from anodiff.anomaly.tuning_cache import FROM_DIFFERENCE, ErrorCache
 from anodiff.anomaly.tuning_measure import Measure, map_key, mean, standard_error
+from anodiff.anomaly.tuning_noise import TrainedNoise, families
 from anodiff.anomaly.tuning_search import Search, with_slots
-from anodiff.diffusion.noise import FAMILIES
 from anodiff.engine.progress import Progress
 from anodiff.errors import ConfigError, DataError
 
@@ -34,8 +34,7 @@ from anodiff.errors import ConfigError, DataError
 LEVELS = (0.1, 0.15, 0.22, 0.33, 0.5, 0.75, 1.1, 1.7, 2.5, 4.0, 7.0, 20.0)
 SAME_LEVEL = math.log(1.15)
 MOST_LEVELS = 64
-#: families besides the present one, and at how many levels (every third) each is tried first
-NOISES = ("gaussian", "simplex", "pyramid")
+#: at how many levels (every third) another noise family is tried first
 PROBE = 3
 REDUCTIONS = (("mean", 0.005), ("max", 0.005), ("topk", 0.001), ("topk", 0.005), ("topk", 0.02), ("topk", 0.1))
 #: fewest normals (and groups of them) to plant in, and groups to learn the normal error from
@@ -133,15 +132,18 @@ def tune(
         nfe: most network calls an image; None takes those of the base.
         kinds: of planted anomalies; None takes all that fit the polarity.
         levels: candidates besides those of the base; None takes LEVELS.
-        noises: families besides the base's; None takes NOISES, or none for a base without noise.
+        noises: families besides the base's, "none" is the clean image; None takes that of the model's training and
+            NOISES, or no other for a model that learnt one level only.
         seed: of the noise, of what is planted, of the parts and of the bootstrap.
 
     Raises:
         DataError: too few normals or groups, groups on both sides, or nothing to plant in.
-        ConfigError: a kind, level or family that is not known, families for a base without noise, or a budget below
+        ConfigError: a kind, level or family that is not known, families for a model of one level, or a budget below
             one level.
     """
     name, present = resolve(base, getattr(model, "config", None))
+    if present.refine is not None or present.error_maps != len(present.levels):
+        raise ConfigError(f"tune: expected a preset with one error map a level, found {name!r} with others")
     normals, fit = _parts(normals, fit, seed)
     wanted = tuple(dict.fromkeys(kinds_for(present.polarity) if kinds is None else kinds))
     grid = level_grid(present.levels, LEVELS if levels is None else levels)
@@ -149,7 +151,7 @@ def tune(
     found = tuple(kind for kind in wanted if kind in planted.kinds)
     if not found:
         raise DataError("tune: expected normals in which an anomaly can be seen, found none with such a foreground")
-    others = _families(noises, name, present)
+    others = families(noises, name, present, TrainedNoise.of(model))
     residuals = tuple(dict.fromkeys([present.residual, *FROM_DIFFERENCE]))
     cache = ErrorCache(
         model, present, fit, planted, residuals,
@@ -158,13 +160,10 @@ def tune(
     measure = Measure(cache, found, seed)
     search = Search(measure, present.nfe_for(cache.size) if nfe is None else nfe)
     search.check(present)
-    cache.compute(present.noise, present.noise_scale, grid)
-    with Progress(None, "candidates", "searching", quiet=quiet) as measure.progress:
-        reference = search.within_budget(present)
-        against = repr(name) if reference == present else f"{name!r} cut to {reference.nfe_for(cache.size)} calls"
-        champion = search.best_of([search.uphill(with_slots(reference, {"residual": kind})) for kind in residuals])
-    for noise in others:
-        champion = _other_noise(search, champion, noise, grid, quiet)
+    cache.compute(present.noise, grid)
+    reference = search.within_budget(present)
+    against = repr(name) if reference == present else f"{name!r} cut to {reference.nfe_for(cache.size)} calls"
+    champion = climb(search, reference, others, grid, quiet)
     with Progress(None, "candidates", "comparing", quiet=quiet) as measure.progress:
         chosen, sentences = search.guarded(champion, reference, against)
         chosen, reductions, sentence = _reduced(measure, chosen, reference)
@@ -219,42 +218,45 @@ def _parts(normals: Normals, fit: Normals | None, seed: int) -> tuple[Normals, N
     return normals, fit
 
 
-def _families(noises: Sequence[str] | None, name: str, present: DetectorSettings) -> list[str]:
-    """The families to try besides the present one; none for a detector without noise. Raises ConfigError."""
-    for noise in noises or ():
-        if noise not in FAMILIES:
-            nearest = difflib.get_close_matches(noise, FAMILIES, n=1, cutoff=0.0)[0]
-            raise ConfigError(
-                f"unknown noise family {noise!r}; did you mean {nearest!r}? (known: {', '.join(FAMILIES)})"
-            )
-    if present.noise == "none":
-        if noises:
-            raise ConfigError(
-                f"noises: expected none to try for {name!r}, which looks at clean images, found {', '.join(noises)}"
-            )
-        return []
-    return [noise for noise in dict.fromkeys(NOISES if noises is None else noises) if noise != present.noise]
+def climb(
+    search: Search, reference: DetectorSettings, noises: Sequence[str], grid: Sequence[float], quiet: bool = True
+) -> DetectorSettings:
+    """The best settings the search finds: uphill for each residual, then in each family that promises more.
+
+    The reference's own family must be computed at ``grid``; the others are where they are worth it.
+    """
+    measure, cache = search.measure, search.cache
+    with Progress(None, "candidates", "searching", quiet=quiet) as measure.progress:
+        starts = [with_slots(reference, {"residual": kind}) for kind in cache.residuals]
+        champion = search.best_of([search.uphill(start) for start in starts])
+    for noise in noises:
+        champion = _other_noise(search, champion, noise, grid, quiet)
+    return champion
 
 
 def _other_noise(
     search: Search, champion: DetectorSettings, noise: str, grid: Sequence[float], quiet: bool
 ) -> DetectorSettings:
-    """The champion, or that of another noise family where its best single level, of a few, is better than ours."""
+    """The champion, or that of another family where the best of a few levels, within the budget, beat our few."""
     cache, measure = search.cache, search.measure
-    few, there = grid[::PROBE], {"noise": noise, "noise_scale": "unit"}
-    own = {"noise": champion.noise, "noise_scale": champion.noise_scale}
-    cache.compute(noise, "unit", few)
+    few, there = tuple(grid[::PROBE]), cache.slots_of(noise)
+    if not search.affordable(with_slots(champion, {**there, "levels": few[:1]})):
+        return champion
+    cache.compute(noise, few)
     with Progress(None, "candidates", f"trying {noise} noise", quiet=quiet) as measure.progress:
         theirs, ours = (
-            max(measure.value(with_slots(champion, {**slots, "levels": (level,)})) for level in few)
-            for slots in (there, own)
+            max(value for _, value in search.forward(with_slots(champion, {**slots, "levels": few}), few))
+            for slots in (there, {})
         )
     if theirs <= ours:
         cache.forget(noise)
         return champion
-    cache.compute(noise, "unit", grid)
+    cache.compute(noise, grid)
     with Progress(None, "candidates", f"searching with {noise} noise", quiet=quiet) as measure.progress:
-        return search.best_of([champion, search.uphill(with_slots(champion, there))])
+        # ours may cost more levels than theirs can pay
+        start = with_slots(champion, there)
+        start = start if search.affordable(start) else with_slots(start, {"levels": few[:1]})
+        return search.best_of([champion, search.uphill(start)])
 
 
 def _reduced(

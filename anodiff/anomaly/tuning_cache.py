@@ -19,13 +19,14 @@ from torch import Tensor
 from anodiff.anomaly.detector import VOXELS_AT_ONCE, AnomalyDetector
 from anodiff.anomaly.fusion import fuse
 from anodiff.anomaly.groups import assign_parts
-from anodiff.anomaly.planting import plant
+from anodiff.anomaly.planted import Normals, PlantedImages
 from anodiff.anomaly.presets import change
 from anodiff.anomaly.reduce import reduce_maps
 from anodiff.anomaly.residuals import Polarity, apply_polarity, residual
 from anodiff.anomaly.settings import DetectorSettings
 from anodiff.anomaly.smoothing import smooth_maps
 from anodiff.anomaly.standardise import Moments, Standardisation, fit_granularity, fit_standardisation
+from anodiff.anomaly.tuning_noise import TrainedNoise, slots_of
 from anodiff.engine.progress import Progress
 
 #: residuals that follow from the stored difference of image and reconstruction
@@ -34,70 +35,6 @@ FROM_DIFFERENCE = ("signed", "squared", "absolute")
 FOLDS = 4
 #: images whose maps are worked out at once
 IMAGES_AT_ONCE = 32
-#: the name of images without an anomaly, among the kinds
-CLEAN = ""
-
-
-@dataclass(frozen=True)
-class Normals:
-    """images (N, C, *S) float32, groups: N names, foreground (N, *S) bool or None."""
-
-    images: Tensor
-    groups: tuple[str, ...]
-    foreground: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def take(self, rows: Sequence[int]) -> Normals:
-        """The images of these row numbers."""
-        index = torch.as_tensor(rows, dtype=torch.long)
-        inside = None if self.foreground is None else self.foreground[index]
-        return Normals(self.images[index], tuple(self.groups[i] for i in rows), inside)
-
-
-@dataclass(frozen=True)
-class PlantedImages:
-    """Normals with one anomaly each, kind after kind, and the same normals clean (kind CLEAN) at the end.
-
-    images (M, C, *S), masks (M, *S) bool, foreground (M, *S) bool or None; kinds and groups: M names.
-    """
-
-    images: Tensor
-    masks: Tensor
-    foreground: Tensor | None
-    kinds: tuple[str, ...]
-    groups: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def planted(self) -> int:
-        """Images with an anomaly; they are the first."""
-        return sum(kind != CLEAN for kind in self.kinds)
-
-    @classmethod
-    def of(cls, normals: Normals, kinds: Sequence[str], seed: int, polarity: Polarity, donors: Tensor) -> PlantedImages:
-        """Each kind in each normal, less those in which nothing visible could be planted."""
-        images, masks, rows, names = [], [], [], []
-        for kind in kinds:
-            planted, mask = plant(normals.images, normals.foreground, kind, seed, polarity, donors)
-            kept = mask.flatten(1).any(dim=1).nonzero()[:, 0]
-            images.append(planted[kept])
-            masks.append(mask[kept])
-            rows += kept.tolist()
-            names += [kind] * len(kept)
-        rows += range(len(normals))
-        every = normals.take(rows)
-        clean = normals.images.to("cpu", torch.float32)
-        return cls(
-            torch.cat([*images, clean]),
-            torch.cat([*masks, torch.zeros(len(clean), *clean.shape[2:], dtype=torch.bool)]),
-            every.foreground,
-            (*names, *[CLEAN] * len(normals)),
-            every.groups,
-        )
 
 
 @dataclass
@@ -139,7 +76,7 @@ class ErrorCache:
         quiet: bool = True,
     ) -> None:
         self.model, self.base, self.fit, self.planted = model, base, fit, planted
-        self.residuals = tuple(residuals)
+        self.residuals, self._trained = tuple(residuals), TrainedNoise.of(model)
         self.size = tuple(planted.images.shape[2:])
         self._options: dict[str, Any] = {"device": device, "precision": precision, "seed": seed}
         self._batch_size, self._quiet = batch_size, quiet
@@ -153,9 +90,13 @@ class ErrorCache:
         self.labels: NDArray[np.bool_] = planted.masks[:count][self._inside[:count]].numpy()
         self.ends: NDArray[np.int64] = self._inside[:count].flatten(1).sum(dim=1).cumsum(0).numpy()
 
-    def compute(self, noise: str, scale: str, levels: Sequence[float]) -> None:
+    def slots_of(self, noise: str) -> dict[str, Any]:
+        """The slots that belong to a noise family, see :func:`anodiff.anomaly.tuning_noise.slots_of`."""
+        return slots_of(noise, self.base, self._trained)
+
+    def compute(self, noise: str, levels: Sequence[float]) -> None:
         """Runs the network on all images at these levels of a noise family; what was stored for it is replaced."""
-        settings = change(self.base, {"noise": noise, "noise_scale": scale, "levels": tuple(levels)}, "tune")
+        settings = change(self.base, {**self.slots_of(noise), "levels": tuple(levels)}, "tune")
         detector = AnomalyDetector(self.model, settings, **self._options)
         family = self._families[noise] = _Family(tuple(levels))
         self._fitted = {key: value for key, value in self._fitted.items() if key[0] != noise}
@@ -194,10 +135,10 @@ class ErrorCache:
         return np.asarray(torch.cat(parts).cpu().numpy())
 
     def level_values(self, settings: DetectorSettings) -> NDArray[np.float32]:
-        """The same for every stored level alone, (L, P), before polarity: means over levels are means of these.
+        """The same for every stored level alone, (L, P), before polarity.
 
-        Smoothing is linear, so it may be done before the mean over levels. The granularity of the standardisation is
-        that of ``settings`` with its own levels.
+        Smoothing is linear, so without limits means over levels are means of these. The granularity of the
+        standardisation is that of ``settings`` with its own levels.
         """
         family = self._families[settings.noise]
         standardisation = self._standardisation(settings, every_level=True)
@@ -209,7 +150,9 @@ class ErrorCache:
                 if standardisation is not None:
                     errors = (errors - standardisation[0][row]) / standardisation[1][row]
                 inside = self._inside[cut].to(errors.device)
-                smoothed = smooth_maps(errors[0], settings.smooth_px, inside if self._masked else None)
+                smoothed = smooth_maps(
+                    fuse(errors[:1], "mean", settings.limits), settings.smooth_px, inside if self._masked else None
+                )
                 parts.append(smoothed[inside].cpu())
             rows.append(torch.cat(parts).numpy())
         return np.stack(rows)
@@ -240,7 +183,7 @@ class ErrorCache:
             if standardisation is not None:
                 errors = (errors - standardisation[0].unsqueeze(1)) / standardisation[1].unsqueeze(1)
             inside = self._inside[cut].to(errors.device) if self._masked else None
-            smoothed = smooth_maps(fuse(errors, settings.fusion), settings.smooth_px, inside)
+            smoothed = smooth_maps(fuse(errors, settings.fusion, settings.limits), settings.smooth_px, inside)
             yield cut, apply_polarity(smoothed, settings.residual, settings.polarity)
 
     def _errors(self, family: _Family, settings: DetectorSettings, rows: list[int], cut: slice) -> Tensor:

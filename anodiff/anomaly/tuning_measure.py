@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from anodiff.anomaly.planted import CLEAN
 from anodiff.anomaly.settings import DetectorSettings
-from anodiff.anomaly.tuning_cache import CLEAN, ErrorCache
+from anodiff.anomaly.tuning_cache import ErrorCache
 from anodiff.engine.progress import Progress
 from anodiff.metrics.bootstrap import group_weights
 from anodiff.metrics.ranking import average_precision

@@ -10,6 +10,7 @@ import numpy as np
 from anodiff.anomaly.presets import change
 from anodiff.anomaly.settings import DetectorSettings
 from anodiff.anomaly.tuning_measure import Measure, mean
+from anodiff.anomaly.tuning_noise import SLOTS as NOISE_SLOTS
 from anodiff.errors import ConfigError
 
 #: px on the model grid; no more than an eighth of the image's shortest side
@@ -66,7 +67,9 @@ class Search:
         Returns settings and value after each step. The budget must pay for one level, see :meth:`check`.
         """
         left = sorted(set(self.cache.levels(settings.noise) if levels is None else levels))
-        alone = self.cache.level_values(settings) if settings.fusion == "mean" else None
+        # limits cut the mean of the levels: what is left of each level alone does not tell it
+        linear = settings.fusion == "mean" and settings.limits is None
+        alone = self.cache.level_values(settings) if linear else None
         known = self.cache.levels(settings.noise)
         taken: tuple[float, ...] = ()
         path: Path = []
@@ -137,7 +140,7 @@ def with_slots(settings: DetectorSettings, slots: dict[str, Any]) -> DetectorSet
 
 def slot_of(settings: DetectorSettings, slot: str) -> dict[str, Any]:
     """A slot with what belongs to it."""
-    return {name: getattr(settings, name) for name in {"noise": ("noise", "noise_scale")}.get(slot, (slot,))}
+    return {name: getattr(settings, name) for name in {"noise": NOISE_SLOTS}.get(slot, (slot,))}
 
 
 def _end_of(path: Path) -> DetectorSettings:

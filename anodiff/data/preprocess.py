@@ -10,30 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from anodiff.data.intensity import IntensitySettings, limit, line, statistics
 from anodiff.data.readers import RawImage
 from anodiff.errors import InputError
 
 OTSU_BINS = 256
 SPECKLE_SHARE = 0.1
-#: third quartile of the standard normal distribution
-NORMAL_QUARTILE = 0.6744897501960817
 #: stored types whose values have a meaning of their own: black is 0 and white the largest
 RANGED_TYPES = ("bool", "uint8", "uint16")
-
-
-class IntensitySettings(Protocol):
-    """What ``Preprocessor`` reads of ``anodiff.config.IntensityConfig``."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def low(self) -> float: ...
-    @property
-    def high(self) -> float: ...
-    @property
-    def clip(self) -> float | None: ...
-    @property
-    def spread(self) -> str: ...
 
 
 class PreprocessSettings(Protocol):
@@ -170,19 +154,14 @@ class Preprocessor:
             return np.clip((planes - raw.low) * np.float32(2 / (raw.high - raw.low)) - 1, -1, 1)
         values = planes[:, inside]
         if intensity.kind == "percentile":
-            low, high = np.percentile(values, [intensity.low, intensity.high], axis=1)
-            _check_spread(raw, float((high - low).min()), "percentiles")
-            scaled = (planes - low[:, None, None]) / (high - low)[:, None, None] * 2 - 1
-            return np.clip(scaled, -1, 1)
-        if intensity.kind == "robust":
-            centre, spread = robust_moments(values, intensity.spread)
-            _check_spread(raw, float(spread.min()), "quartiles")
-            scores = (planes - centre[:, None, None]) / (float(intensity.clip or 1) * spread[:, None, None])
-            return np.clip(scores, -1, 1)
-        mean, spread = values.mean(axis=1, dtype=np.float64), values.std(axis=1, dtype=np.float64)
-        _check_spread(raw, float(spread.min()), "standard deviation")
-        scores = (planes - mean[:, None, None]) / spread[:, None, None]
-        return scores if intensity.clip is None else np.clip(scores, -intensity.clip, intensity.clip)
+            low, high = statistics(values, intensity, raw.path)
+            # not by offset and scale: rounded otherwise, and calibrated models expect these bits
+            scores = (planes - low[:, None, None]) / (high - low)[:, None, None] * 2 - 1
+        else:
+            offset, scale = line(values, intensity, raw.path)
+            scores = (planes - offset[:, None, None]) / scale[:, None, None]
+        end = limit(intensity)
+        return scores if end is None else np.clip(scores, -end, end)
 
 
 def with_range(raw: RawImage, settings: PreprocessSettings) -> RawImage:
@@ -202,26 +181,6 @@ def with_range(raw: RawImage, settings: PreprocessSettings) -> RawImage:
         f"{raw.high:g}; say what they mean with preprocess.value_range: [low, high], or train with robust or "
         "percentile intensities"
     )
-
-
-def robust_moments(values: np.ndarray, spread: str = "both") -> tuple[np.ndarray, np.ndarray]:
-    """Median and deviation of each row of ``values`` (C, N), the deviation estimated from quartiles.
-
-    Of the distance from the first to the third quartile (``both``), from the first to the median (``lower``) or from
-    the median to the third (``upper``), divided by what it is for a standard normal distribution.
-    """
-    first, centre, third = np.percentile(values.astype(np.float64), [25, 50, 75], axis=1)
-    distance = {"both": (third - first) / 2, "lower": centre - first, "upper": third - centre}[spread]
-    return centre, distance / NORMAL_QUARTILE
-
-
-def _check_spread(raw: RawImage, spread: float, name: str) -> None:
-    if not spread > 0:
-        raise InputError(
-            f"{raw.path}: expected intensities that differ inside the foreground, found no spread between their {name}"
-            if name in ("percentiles", "quartiles")
-            else f"{raw.path}: expected intensities that differ inside the foreground, found a {name} of 0"
-        )
 
 
 def select_channels(raw: RawImage, channels: int, channel: int | None = None) -> np.ndarray:

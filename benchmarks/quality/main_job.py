@@ -2,9 +2,9 @@
 
     python -m benchmarks.quality.main_job --data ../shared/data/brain_lgg --work runs/main_job --looks 1
 
-Trains `brain_flair` and `brain_flair_anoddpm` (same network) unless their model files are
-there, scores the test split, and writes RESULTS.md and results.json beside this file. About two hours on 2 CPU cores,
-nearly all of it training; resumable: what is finished is not done again.
+Trains `brain_flair` and `brain_flair_anoddpm` (same network) unless their model files are there, scores the test split,
+and writes its section of RESULTS.md and results.json beside this file. About two hours on 2 CPU cores, nearly all of it
+training; resumable: what is finished is not done again.
 """
 
 from __future__ import annotations
@@ -14,18 +14,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from anodiff.config import load_config
-from anodiff.files import atomic_write, write_json
-from anodiff.model import load
-from anodiff.pipelines import evaluate, train
-from anodiff.training.checkpoint import differences
+from anodiff.pipelines import evaluate
+from benchmarks.quality.models import facts, trained
+from benchmarks.quality.results import publish
+from benchmarks.quality.text import budget, metric_table, number, paired_table, times
 
-HERE = Path(__file__).parent
 OURS, PEER = "brain_flair", "brain_flair_anoddpm"
 SUBSET = 60
 #: how the settings came about; say it anew when that changes
 CHOSEN = "settings were chosen on the dev split"
-METRICS = ("pixel_auroc", "pixel_ap", "dice_at_fpr5", "oracle_max_dice", "image_auroc", "image_ap")
 
 
 def main() -> None:
@@ -41,32 +38,14 @@ def main() -> None:
     chosen = arguments.parse_args()
     if chosen.looks < 1:
         arguments.error(f"argument --looks: expected at least 1, this run, found {chosen.looks}")
-    models = {name: trained(name, chosen.data, chosen.work, chosen.device) for name in (OURS, PEER)}
+    models = {name: trained(name, chosen.data, chosen.work / name, chosen.device) for name in (OURS, PEER)}
     common = {"device": chosen.device, "seed": chosen.seed}
     evaluate.run(models[OURS], chosen.data, chosen.work / "test", baselines=True, **common)
     for name in (OURS, PEER):
         evaluate.run(models[name], chosen.data, chosen.work / f"subset_{name}", subset=SUBSET, **common)
     found = collected(chosen.work, models, chosen.seed, chosen.looks)
-    write_json(HERE / "results.json", found)
-    atomic_write(HERE / "RESULTS.md", markdown(found))
+    publish("main_job", found)
     print(markdown(found))
-
-
-def trained(name: str, data: Path, work: Path, device: str) -> Path:
-    """The model file of a recipe: the one that is there, or a new one (resumed where a checkpoint is).
-
-    Ends the program where the one that is there is of another recipe than the library's of today.
-    """
-    folder = work / name
-    model = folder / "model.safetensors"
-    if not model.exists():
-        resume = (folder / "checkpoint.pt").exists()
-        train.run(name, data, folder, overrides=[], device=device, resume=resume)
-        return model
-    changed = differences(load(model).config.model_dump(mode="json"), load_config(name, []).model_dump(mode="json"))
-    if changed:
-        raise SystemExit(f"{model}: expected a model of the recipe {name}, found other settings ({'; '.join(changed)})")
-    return model
 
 
 def collected(work: Path, models: dict[str, Path], seed: int, looks: int) -> dict[str, Any]:
@@ -84,13 +63,6 @@ def collected(work: Path, models: dict[str, Path], seed: int, looks: int) -> dic
         "test": read("test/baselines.json"),
         "subset": {name: read(f"subset_{name}/metrics.json") for name in models},
     }
-
-
-def facts(path: Path) -> dict[str, Any]:
-    """What the table says of a model."""
-    model = load(path)
-    intensity = model.config.preprocess.intensity.kind
-    return {"parameters": model.parameters, "intensity": intensity, **model.provenance}
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -111,22 +83,14 @@ def markdown(found: dict[str, Any]) -> str:
         f"Calibration and baselines saw normal slices of other patients only; {CHOSEN}; test was looked at "
         f"{times(found['looks'])}.",
         "",
-        table([[name, row] for name, row in test["metrics"].items()]),
+        metric_table(list(test["metrics"].items())),
         "",
         f"`{ours}` takes {number(first['seconds_per_image'])} s of computing an image.",
         "",
         f"## {ours} minus each baseline, the same slices (paired bootstrap over patients)",
         "",
-        "| baseline | pixel AP | 95 % | p | pixel AUROC | 95 % | p |",
-        "|---|---|---|---|---|---|---|",
+        paired_table(test["paired"]),
     ]
-    for name, pairs in test["paired"].items():
-        cells = []
-        for key in ("pixel_ap", "pixel_auroc"):
-            pair = pairs[key]
-            interval = " to ".join(number(end, "+.3f") for end in pair["ci95"]) if pair["ci95"] else "-"
-            cells += [number(pair["difference"], "+.3f"), interval, number(pair["p"])]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
     ours_ap, theirs_ap = subset[OURS]["pixel_ap"], subset[PEER]["pixel_ap"]
     ratio = None if ours_ap is None or not theirs_ap else ours_ap / theirs_ap
     lines += [
@@ -136,42 +100,13 @@ def markdown(found: dict[str, Any]) -> str:
         "AnoDDPM (simplex noise in training and scoring, step 250 of 1000, full ancestral chain, squared error) on a "
         f"model of its own: the same network, {budget(found['models'][PEER])}; ours, {budget(found['models'][OURS])}.",
         "",
-        table([["anodiff default", subset[OURS]], ["anodiff anoddpm", subset[PEER]]]),
+        metric_table([("anodiff default", subset[OURS]), ("anodiff anoddpm", subset[PEER])]),
         "",
         f"Pixel AP of `default` over `anoddpm`: {number(ratio, '.1f')} times, with {subset[OURS]['nfe']} denoiser "
         f"calls an image against {subset[PEER]['nfe']}; {number(subset[OURS]['seconds_per_image'], '.2f')} s against "
         f"{number(subset[PEER]['seconds_per_image'], '.2f')} s of computing an image.",
         "",
     ]
-    return "\n".join(lines)
-
-
-def number(value: float | None, form: str = ".3f") -> str:
-    """A number as text; a dash where it is undefined."""
-    return "-" if value is None else format(value, form)
-
-
-def budget(model: dict[str, Any]) -> str:
-    """What a model was trained on, in words."""
-    return f"{model['images_seen']} training images seen, {model['intensity'].replace('_', ' ')} intensities"
-
-
-def times(count: int) -> str:
-    """How often, in words: once, or 3 times."""
-    return "once" if count == 1 else f"{count} times"
-
-
-def table(rows: list[list[Any]]) -> str:
-    """Metrics with their intervals, a row a method."""
-    head = ["method", "NFE", *METRICS]
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    for name, found in rows:
-        cells = [name, str(found.get("nfe", 0))]
-        for metric in METRICS:
-            value, interval = found.get(metric), found.get(f"{metric}_ci95")
-            text = "-" if value is None else f"{value:.3f}"
-            cells.append(text if value is None or not interval else f"{text} ({interval[0]:.3f}-{interval[1]:.3f})")
-        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -1,4 +1,6 @@
-"""All speed benchmarks, one after the other, and RESULTS.md of what they wrote.
+"""The speed benchmarks beside a peer, one after the other, and RESULTS.md of what they wrote.
+
+What size costs has no peer and a command of its own: python -m benchmarks.speed.scaling.
 
 python -m benchmarks.speed                 # run them all (about an hour on 2 CPU cores, most of it training)
 python -m benchmarks.speed network simplex # run some
@@ -46,8 +48,8 @@ def results(folder: Path) -> str:
     """RESULTS.md from the JSON files of a folder; a benchmark that has not run has no section."""
     parts = [
         "# Speed, side by side\n\nMade by `python -m benchmarks.speed`; do not edit by hand. Every row: both sides in "
-        "turns in one process, the median over turns and the quartiles of the turns' ratios; each module's docstring "
-        "says what either side does."
+        "turns, the median over turns and the quartiles of the turns' ratios; each module's docstring says what either "
+        "side does."
     ]
     for name in NAMES:
         path = folder / f"{name}.json"

@@ -92,7 +92,12 @@ def compare(
         for path in (InferenceDenoiser(model.denoiser, device, network_batch=len(clean)), exact)
         for calls in range(2, MOST_CALLS)
     )
-    path, calls, ours = next(each for each in options_of_ours if each[2] <= quality)
+    enough = next((each for each in options_of_ours if each[2] <= quality), None)
+    if enough is None:
+        raise SystemExit(
+            f"{peer.name}: expected its distance of {quality:.2g} within {MOST_CALLS} calls, found none as near"
+        )
+    path, calls, ours = enough
     return in_turns(
         f"{peer.name}, {len(peer.steps)} calls; ours {calls}, {path.precision}", sampler(path, calls), theirs, turns,
         device, distance_peer=quality, distance_ours=ours, calls_peer=len(peer.steps), calls_ours=calls, sigma=sigma,

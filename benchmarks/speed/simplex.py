@@ -30,8 +30,7 @@ def main(arguments: list[str] | None = None) -> list[Comparison]:
     parser.add_argument("--fields", type=int, default=64)
     parser.add_argument("--side", type=int, default=256)
     chosen = parser.parse_args(arguments)
-    if importlib.util.find_spec("numba") is None:
-        raise SystemExit("simplex: expected numba, without which opensimplex is slow; found none (pip install numba)")
+    require_numba("simplex")
     device = device_of(chosen)
     keys = torch.arange(chosen.fields, device=device) + chosen.seed
 
@@ -48,6 +47,12 @@ def main(arguments: list[str] | None = None) -> list[Comparison]:
     found = [in_turns(work, ours, theirs, chosen.turns, device, correlations=correlations)]
     finish(found, chosen.output, "simplex noise", device)
     return found
+
+
+def require_numba(work: str) -> None:
+    """Ends the benchmark where the package would run without its compiler, which nobody would choose."""
+    if importlib.util.find_spec("numba") is None:
+        raise SystemExit(f"{work}: expected numba, without which opensimplex is slow; found none (pip install numba)")
 
 
 def opensimplex_field(seed: int, side: int) -> NDArray[np.float64]:

@@ -13,9 +13,11 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from anodiff.anomaly import AnomalyDetector, DetectorSettings
-from anodiff.anomaly.tuning import Tuning, _families, _other_noise, level_grid, tune
-from anodiff.anomaly.tuning_cache import CLEAN, ErrorCache, Normals, PlantedImages
+from anodiff.anomaly.planted import CLEAN, Normals, PlantedImages
+from anodiff.anomaly.tuning import Tuning, _other_noise, level_grid, tune
+from anodiff.anomaly.tuning_cache import ErrorCache
 from anodiff.anomaly.tuning_measure import Measure, resampled_ap
+from anodiff.anomaly.tuning_noise import TrainedNoise, families, slots_of
 from anodiff.anomaly.tuning_search import Search
 from anodiff.errors import ConfigError, DataError
 
@@ -161,12 +163,51 @@ def test_a_budget_below_the_preset_is_named_as_what_the_choice_is_held_against(t
     assert "cut to" not in " ".join(fine.sentences)
 
 
-def test_families_for_a_preset_without_noise_are_an_error() -> None:
-    clean = BASE.model_copy(update={"noise": "none", "antithetic": False})
+CLEAN_BASE = BASE.model_copy(update={"noise": "none", "antithetic": False})
+
+
+def test_families_for_a_model_of_one_level_are_an_error() -> None:
+    auto_encoder = TrainedNoise("coarse", "published", one_level=True)
     with pytest.raises(ConfigError, match=r"noises: expected none to try for 'dae', .* found simplex"):
-        _families(["simplex"], "dae", clean)
-    assert _families(None, "dae", clean) == _families([], "dae", clean) == []
-    assert _families(None, "default", BASE) == ["simplex", "pyramid"]
+        families(["simplex"], "dae", CLEAN_BASE, auto_encoder)
+    assert families(None, "dae", CLEAN_BASE, auto_encoder) == families([], "dae", CLEAN_BASE, auto_encoder) == []
+
+
+def test_the_clean_image_and_the_noise_of_the_training_are_tried() -> None:
+    white, coarse = TrainedNoise(), TrainedNoise("coarse", "published")
+    assert families(None, "default", BASE, white) == ["simplex", "pyramid", "none"]
+    assert families(None, "default", BASE, coarse) == ["coarse", "simplex", "pyramid", "none"]
+    assert families(None, "default", CLEAN_BASE, white) == ["gaussian", "simplex", "pyramid"]
+    assert families([], "default", BASE, coarse) == []
+    chain = BASE.model_copy(update={"sampler": "ancestral", "steps": 5})
+    assert "none" not in families(None, "custom", chain, white)
+    assert slots_of("coarse", BASE, coarse) == {
+        "noise": "coarse", "noise_scale": "published", "pairs": 1, "antithetic": True,
+    }  # fmt: skip
+    assert slots_of("none", BASE, white)["antithetic"] is False
+    assert slots_of("gaussian", CLEAN_BASE, white)["antithetic"] is True
+    assert slots_of("none", CLEAN_BASE, white)["noise_scale"] == CLEAN_BASE.noise_scale
+
+
+class HoleFiller(nn.Module):
+    """Knows a clean image by its small pixel differences: then it answers with nothing, else with what it was shown."""
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        rough = (x - x.roll(1, -1)).abs().mean(dim=(1, 2, 3), keepdim=True) > 0.5
+        return torch.where(rough, x, torch.zeros_like(x))
+
+
+def test_the_clean_image_is_chosen_where_it_shows_more_and_costs_one_call_a_level() -> None:
+    model = SimpleNamespace(denoiser=HoleFiller(), calibrations={})
+    base = BASE.model_copy(update={"levels": (3.0,), "standardise": "none"})
+    found = tune(
+        model, images(24), base, kinds=["blob"], levels=[1.5], noises=["none"], nfe=2, device="cpu", seed=1
+    )  # fmt: skip
+    assert (found.settings.noise, found.settings.antithetic) == ("none", False)
+    assert found.settings.nfe <= 2
+    assert "noise" in found.sentences[0]
+    again = tune(model, images(24), found.settings, kinds=["blob"], levels=[1.5], noises=["gaussian"], device="cpu")
+    assert again.settings.noise == "none"
 
 
 class OneNoiseDenoiser(nn.Module):
@@ -192,7 +233,7 @@ def small_cache(toy: Any, levels: tuple[float, ...], base: DetectorSettings = BA
     planted = PlantedImages.of(images(8, seed=2), ["blob", "texture"], 0, base.polarity, fit.images)
     residuals = tuple(dict.fromkeys([base.residual, "signed", "squared", "absolute"]))
     cache = ErrorCache(toy, base, fit, planted, residuals, device="cpu")
-    cache.compute(base.noise, "unit", levels)
+    cache.compute(base.noise, levels)
     return cache
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,12 +12,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is not installed
 
 from anodiff.config import load_config
-from benchmarks.quality import main_job
+from benchmarks.quality import main_job, models, results
 
 
 @pytest.fixture
 def found() -> dict[str, Any]:
-    stored: dict[str, Any] = json.loads((Path(main_job.__file__).parent / "results.json").read_text())
+    stored: dict[str, Any] = results.stored()["main_job"]
     for model in stored["models"].values():
         model.setdefault("intensity", "robust")  # results of before it was stored
     return {**stored, "looks": 2}
@@ -63,13 +62,16 @@ def test_looks_must_be_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 
 def test_a_model_of_another_recipe_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "brain_flair").mkdir()
-    (tmp_path / "brain_flair" / "model.safetensors").touch()
+    (tmp_path / "model.safetensors").touch()
     for override, refused in (([], False), (["preprocess.intensity.clip=4"], True)):
         model = SimpleNamespace(config=load_config("brain_flair", override))
-        monkeypatch.setattr(main_job, "load", lambda _, model=model: model)
+        monkeypatch.setattr(models, "load", lambda _, model=model: model)
         if not refused:
-            assert main_job.trained("brain_flair", tmp_path, tmp_path, "cpu").exists()
+            assert models.trained("brain_flair", tmp_path, tmp_path, "cpu").exists()
             continue
         with pytest.raises(SystemExit, match=r"preprocess.intensity.clip: 4.0 -> 5.0"):
-            main_job.trained("brain_flair", tmp_path, tmp_path, "cpu")
+            models.trained("brain_flair", tmp_path, tmp_path, "cpu")
+
+
+def test_the_page_in_the_repository_is_that_of_its_stored_results() -> None:
+    assert (results.HERE / "RESULTS.md").read_text(encoding="utf-8") == results.rendered(results.stored())

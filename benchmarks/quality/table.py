@@ -1,0 +1,146 @@
+"""The quality table: every preset and baseline on every data set, one command, resumable.
+
+    python -m benchmarks.quality.table --data ../shared/data --work runs/table
+    python -m benchmarks.quality.table --data ../shared/data --work runs/table --sets bottle --rows tuned dae --oracle
+
+Per data set: the split is written as a file, the models that a row needs are trained where they are missing (a training
+that was stopped goes on), tuned and calibrated on normals, and each cell is evaluated on test. A finished cell is kept
+in the work folder and is not done twice. The table in RESULTS.md and results.json is written anew after every data set,
+from all finished cells. --budget-minutes ends a run early; the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from anodiff.config import load_config
+from anodiff.data.layouts import load_table
+from anodiff.data.splits import count_splits
+from anodiff.errors import AnodiffError
+from benchmarks.quality.models import facts
+from benchmarks.quality.results import HERE, publish, stored
+from benchmarks.quality.rows import ROWS, TUNE_NFE, Options, Row, cell, evidence, model_of
+from benchmarks.quality.sets import SETS, DataSet
+
+
+def main(words: list[str] | None = None) -> int:
+    """Makes what is missing of the chosen cells and writes the table; 1 where a cell failed or the time was up."""
+    chosen = parsed(words)
+    options = Options(
+        data=chosen.data,
+        work=chosen.work,
+        device=chosen.device,
+        seed=chosen.seed,
+        subset=chosen.subset,
+        tune_images=chosen.tune_images,
+        oracle_images=chosen.oracle_images,
+        overrides=tuple(chosen.set or ()),
+        deadline=None if chosen.budget_minutes is None else time.monotonic() + 60 * chosen.budget_minutes,
+    )
+    rows = [ROWS[name] for name in ROWS if name in chosen.rows or (ROWS[name].oracle and chosen.oracle)]
+    failures: list[str] = []
+    for name in chosen.sets:
+        entry = SETS[name]
+        absent = [path for path in (entry.path, entry.others) if path and not (options.data / path).exists()]
+        if absent:
+            print(f"{name}: left out, found no {' and no '.join(str(options.data / path) for path in absent)}")
+            continue
+        failures += cells(entry, rows, options)
+        found = collected(entry, options, chosen.earlier_looks)
+        if found is not None:
+            sets = {**stored(chosen.output).get("table", {"sets": {}})["sets"], name: found}
+            ordered = {key: sets[key] for key in SETS if key in sets}
+            publish("table", {"tune_nfe": TUNE_NFE, "sets": ordered}, chosen.output)
+            print(f"{name}: {len(found['rows'])} rows in {chosen.output / 'RESULTS.md'}")
+    for failure in failures:
+        print(failure)
+    return int(bool(failures))
+
+
+def parsed(words: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    honest = [name for name, row in ROWS.items() if not row.oracle]
+    add("--data", type=Path, required=True, help="the folder of all data sets")
+    add("--work", type=Path, default=Path("runs/table"), help="splits, models, results of cells")
+    add("--output", type=Path, default=HERE, help="where RESULTS.md and results.json are")
+    add("--sets", nargs="+", choices=list(SETS), default=list(SETS), metavar="SET", help=", ".join(SETS))
+    add("--rows", nargs="+", choices=list(ROWS), default=honest, metavar="ROW", help=", ".join(ROWS))
+    add("--oracle", action="store_true", help="also the choice on the labels of test, in rows named oracle_")
+    add("--budget-minutes", type=float, help="begin nothing after so long, and stop a training")
+    add("--subset", type=int, default=60, help="images of the rows of hundreds of calls")
+    add("--tune-images", type=int, default=48, help="normals in which anomalies are planted")
+    add("--oracle-images", type=int, default=200, help="test images that an oracle chooses on, at most")
+    add("--earlier-looks", type=int, default=0, help="how often test was looked at before this work folder")
+    add("--device", default="auto")
+    add("--seed", type=int, default=0, help="of splits, noise, planting and subsets")
+    add("--set", action="append", metavar="KEY=VALUE", help="override a key of every recipe, such as training.images")
+    return parser.parse_args(words)
+
+
+def cells(entry: DataSet, rows: list[Row], options: Options) -> list[str]:
+    """Makes the rows of a data set, each on its own: what is wrong with one, in a sentence, stops no other."""
+    failures: list[str] = []
+    for row in rows:
+        if options.over():
+            return [*failures, f"{entry.name}: the time was up before {row.name}; the same command goes on"]
+        began = time.monotonic()
+        try:
+            found = cell(row, entry, options)
+        except typer.Exit:
+            return [*failures, f"{entry.name}: {row.name} was stopped in training; the same command goes on"]
+        except (AnodiffError, SystemExit) as error:
+            failures.append(f"{entry.name}: {row.name}: {error}")
+            continue
+        if found is None:
+            return [*failures, f"{entry.name}: {row.name} was interrupted; the same command goes on"]
+        print(f"{entry.name}: {row.name} ({time.monotonic() - began:.0f} s)", flush=True)
+        gc.collect()
+    return failures
+
+
+def collected(entry: DataSet, options: Options, earlier_looks: int) -> dict[str, Any] | None:
+    """All that the page says of a data set, from the cells that are finished; None where there is none."""
+    folder = options.work / entry.name
+    rows: dict[str, Any] = {}
+    looks = 0
+    for name, row in ROWS.items():
+        path = folder / "cells" / f"{name}.json"
+        if not path.exists():
+            continue
+        found = json.loads(path.read_text(encoding="utf-8"))
+        looks = max(looks, found["looks"])
+        tuned = bool(row.tuned_from) and not row.oracle
+        rows[name] = {
+            **{key: found[key] for key in ("variant", "preset", "settings", "metrics", "baselines", "paired")},
+            "subset": row.subset,
+            "oracle": row.oracle,
+            "tuning": evidence(row, entry, options) if tuned else None,
+        }
+    if not rows:
+        return None
+    split = load_table(folder / "split.csv")
+    models = {ROWS[name].model: model_of(ROWS[name], entry, options) for name in rows}
+    return {
+        "data": entry.path,
+        "has_masks": bool((split.table["mask"] != "").any()),
+        "polarity": load_config(entry.recipe, options.overrides).polarity,
+        "seed": options.seed,
+        "looks": looks + earlier_looks,
+        "counts": [asdict(count) for count in count_splits(split)],
+        "models": {variant: facts(path) for variant, path in models.items()},
+        "rows": rows,
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
