@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from anodiff.diffusion import Denoiser
 from anodiff.engine.inference import InferenceDenoiser
 from anodiff.errors import ConfigError
+from anodiff.networks import UNet
 
 
 class Tiny(nn.Module):
@@ -58,7 +60,7 @@ def test_rows_are_bit_equal_whatever_the_batch(network: Tiny, precision: str) ->
         assert torch.equal(torch.cat(pieces), whole)
     order = torch.randperm(21)
     assert torch.equal(run(x[order], sigma[order]), whole[order])
-    assert {shape[0] for shape in network.seen} == {8}
+    assert {shape[0] for shape in run.denoiser.seen} == {8}
 
 
 def test_without_the_fixed_shape_the_promise_would_be_empty(network: Tiny) -> None:
@@ -157,3 +159,60 @@ def test_a_context_is_padded_with_its_image() -> None:
     x, context = torch.randn(5, 1, 4, 4, generator=generator), torch.randn(5, 3, 4, 4, generator=generator)
     given = InferenceDenoiser(Sum(), "cpu", network_batch=2).given(context)
     torch.testing.assert_close(given(x, 0.1), x + context.sum(1, keepdim=True))
+
+
+def network_denoiser() -> Denoiser:
+    torch.manual_seed(0)
+    network = UNet(1, channels=(8, 16), blocks=1, attention=(False, True), stem=1)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    return Denoiser(network)
+
+
+def test_rounded_weights_give_the_bits_of_autocast_and_leave_the_model_alone() -> None:
+    denoiser = network_denoiser().eval()
+    x, sigma = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(0)), torch.full((4,), 0.5)
+    path = InferenceDenoiser(denoiser, "cpu", "bf16", network_batch=4)
+    given = x.contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        expected = denoiser(given, sigma)
+    assert torch.equal(path(x, sigma), expected.float())
+    assert {parameter.dtype for parameter in denoiser.parameters()} == {torch.float32}
+
+
+class Hungry(nn.Module):
+    """Has memory for two rows."""
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("too much")
+        return x + 1
+
+
+def test_out_of_memory_halves_the_batch_says_so_and_goes_on() -> None:
+    path = InferenceDenoiser(Hungry(), "cpu", "fp32", network_batch=8)
+    assert torch.equal(path(torch.zeros(5, 1, 4, 4), 0.1), torch.ones(5, 1, 4, 4))
+    assert path.network_batch == 2
+    assert path.calls == 5
+    assert path.notes[-1].startswith("out of memory: went on with engine.network_batch=2")
+
+
+def test_no_memory_for_one_image_is_an_error() -> None:
+    class Starving(nn.Module):
+        def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+            raise torch.OutOfMemoryError("too much")
+
+    with pytest.raises(ConfigError, match="expected memory for one image at a time"):
+        InferenceDenoiser(Starving(), "cpu", "fp32", network_batch=4)(torch.zeros(1, 1, 4, 4), 0.1)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_agrees_and_its_rows_do_not_depend_on_their_mates() -> None:
+    x = torch.randn(6, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    for precision, tolerance in (("fp32", 1e-4), ("bf16", 2e-2)):
+        plain = InferenceDenoiser(network_denoiser(), "cpu", precision, network_batch=4)(x, 0.5)
+        compiled = InferenceDenoiser(network_denoiser(), "cpu", precision, network_batch=4, compiled=True)
+        found = compiled(x, 0.5)
+        assert float((found - plain).norm() / plain.norm()) < tolerance
+        order = torch.tensor([3, 5, 0, 1, 4, 2])
+        assert torch.equal(compiled(x[order], 0.5), found[order])
