@@ -92,7 +92,7 @@ def figure(paths: dict[str, dict[str, list[float]]]) -> bytes:
     noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
     vp, additive = (make_schedule(name, 1000) for name in PROCESSES)
     page = Figure(figsize=(10, 5.2), layout="constrained")
-    left, right = page.subfigures(1, 2, width_ratios=(1, 1.1))
+    left, right = np.asarray(page.subfigures(1, 2, width_ratios=(1, 1.1)), dtype=object)
     axes = left.subplots(len(SHOWN), 3)
     for row, sigma in zip(axes, SHOWN, strict=True):
         scaled = noised(image, vp, sigma, noise)
