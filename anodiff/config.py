@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -76,13 +76,19 @@ class PreprocessConfig(Section):
 
 
 class NetworkConfig(Section):
-    """The U-Net: ``channels`` per resolution, ``attention`` at which of them, ``stem`` = pixel-unshuffle factor."""
+    """The U-Net: ``channels`` per resolution, ``attention`` at which of them, ``stem`` = pixel-unshuffle factor.
 
-    kind: Literal["unet", "monai", "diffusers"] = "unet"
+    The transformer (``kind: dit``): ``patch`` voxels a side become one token of ``width`` channels, ``depth`` blocks.
+    """
+
+    kind: Literal["unet", "dit", "monai", "diffusers"] = "unet"
     channels: tuple[Count, ...] = (64, 128, 192)
     blocks: Count = 2
     attention: tuple[bool, ...] = (False, False, True)
     stem: Annotated[int, Field(ge=1, le=8)] = 2
+    patch: Annotated[int, Field(ge=1, le=16)] = 4
+    width: Count = 256
+    depth: Count = 8
     head_channels: Count = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     checkpointing: bool = False
@@ -101,6 +107,8 @@ class NetworkConfig(Section):
                     raise ValueError(
                         f"head_channels {self.head_channels} must divide the attended channels, found {width}"
                     )
+        if self.kind == "dit" and self.width % self.head_channels:
+            raise ValueError(f"head_channels {self.head_channels} must divide the width, found {self.width}")
         return self
 
 
@@ -121,7 +129,8 @@ class SigmaConfig(Section):
 class DiffusionConfig(Section):
     """The forward process and what the network predicts."""
 
-    schedule: Literal["vp-linear", "vp-cosine", "vp-sigmoid", "additive", "edm"] = "edm"
+    #: ``learned``: trained on the variational bound, variance-preserving, from ``sigma.low`` to ``sigma.high``
+    schedule: Literal["vp-linear", "vp-cosine", "vp-sigmoid", "additive", "edm", "learned"] = "edm"
     num_steps: Annotated[int, Field(ge=2)] = 1000
     prediction: Literal["eps", "x0", "v", "edm"] = "edm"
     sigma_data: Positive = 0.5
@@ -132,8 +141,23 @@ class DiffusionConfig(Section):
     noise_where: Literal["all", "foreground"] = "all"
     sigma: SigmaConfig = SigmaConfig()
     weight: Literal["edm", "eps", "x0", "v", "min-snr"] = "edm"
+    #: of a reverse step: the posterior's, or learnt beside the image (for likelihood and ancestral sampling)
+    variance: Literal["fixed", "learned"] = "fixed"
     #: the image estimate is clamped to [-clip, clip] when sampling
     clip: Positive | None = None
+
+    @model_validator(mode="after")
+    def _learned_noise(self) -> DiffusionConfig:
+        if self.schedule == "learned":
+            if self.variance == "learned":
+                raise ValueError("one of schedule and variance can be learned, found both")
+            if self.noise_input != "log_sigma" or self.sigma.kind not in ("lognormal", "loguniform"):
+                raise ValueError(
+                    "a learned schedule needs noise_input log_sigma and sigma.kind lognormal or loguniform"
+                )
+            if self.sigma.low >= self.sigma.high:
+                raise ValueError(f"sigma.low must be below sigma.high, found {self.sigma.low} and {self.sigma.high}")
+        return self
 
 
 class AugmentConfig(Section):
@@ -180,6 +204,121 @@ class EngineConfig(Section):
 
     network_batch: Count = 16
     workers: Count = 2
+    #: compile the network before scoring: half a minute once, then up to twice as fast; for long runs
+    compiled: bool = False
+
+
+class VolumeConfig(Section):
+    """How a model meets volumes. What is not here is in ``preprocess``, of the whole volume instead of an image.
+
+    ``preprocess.intensity``, ``value_range`` (a CT window in HU, with ``unit_range``), ``foreground`` and its erosion
+    hold for the volume; ``preprocess.channels`` are those of a voxel (modalities); ``preprocess.size`` is the size of
+    a slice in the network. Array axes are those of the grid of ``orientation``.
+    """
+
+    #: ``slices``: a 2-D network sees slices, one by one (or 2.5-D, see ``neighbours``); ``patches``: a 3-D network
+    mode: Literal["slices", "patches"] = "slices"
+    #: of the model's grid, along which slices are cut; the maps of several are averaged
+    axes: Annotated[tuple[Literal[0, 1, 2], ...], Field(min_length=1, max_length=3)] = (2,)
+    #: slices on each side that become channels of the image, before and after those of the slice itself; 0 is 2-D
+    neighbours: Annotated[int, Field(ge=0, le=8)] = 0
+    #: where i, j and k point; LPI shows slices of every axis as on a screen; null: as stored
+    orientation: str | None = "LPI"
+    #: mm along i, j and k of that orientation; 0 keeps an axis as it is, null all
+    spacing: (
+        tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] | None
+    ) = None
+    #: voxels of the grid after that, by cropping and padding; null: as large as the volume is
+    size: tuple[Count, Count, Count] | None = None
+    crop_to_foreground: bool = False
+    foreground_erode_mm: Annotated[float, Field(ge=0, le=100)] = 0.0
+    #: intensities and foreground are of the whole volume, or of each slice as if it were an image of its own
+    statistics: Literal["volume", "slice"] = "volume"
+    #: slices with a smaller share of foreground are neither learnt from nor scored
+    min_foreground: Share = 0.01
+    #: voxels of a training patch and of a window at scoring (i, j, k)
+    patch: tuple[Count, Count, Count] = (64, 64, 64)
+    #: share of a window that its neighbour covers too
+    overlap: Annotated[float, Field(ge=0, le=0.9)] = 0.5
+    #: a volume's score is the mean of its so many highest slice scores (1: the highest); not with patches
+    score_slices: Count = 3
+    #: side, in voxels of the model's grid, of the median filter over the finished map; 1 is none
+    median: Annotated[int, Field(ge=1, le=15)] = 1
+    #: lesion candidates below it are left out
+    min_volume_mm3: Annotated[float, Field(ge=0)] = 0.0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> VolumeConfig:
+        code = None if self.orientation is None else self.orientation.upper()
+        if code is not None and (
+            len(code) != 3 or any(sum(c in pair for c in code) != 1 for pair in ("RL", "AP", "SI"))
+        ):
+            raise ValueError(
+                f"orientation must be one of R/L, A/P and S/I each, such as LPI, found {self.orientation!r}"
+            )
+        if len(set(self.axes)) != len(self.axes):
+            raise ValueError(f"axes must differ, found {list(self.axes)}")
+        if self.median % 2 == 0:
+            raise ValueError(f"median must be odd, found {self.median}")
+        if self.mode == "patches" and (self.neighbours or self.statistics == "slice"):
+            raise ValueError("neighbours and statistics of slices belong to mode slices, found mode patches")
+        if self.statistics == "slice" and self.neighbours:
+            raise ValueError("neighbours need intensities of the whole volume: expected statistics volume")
+        return self
+
+    @property
+    def stack(self) -> int:
+        """Slices that the network sees at once."""
+        return 2 * self.neighbours + 1
+
+
+class VideoConfig(Section):
+    """A model of clips: which frames it sees, and which of them it is asked about.
+
+    ``mode``: ``predict`` denoises the current frame's ``target`` given ``past`` frames, ``step`` frames apart (what was
+    not predictable is anomalous); ``joint`` denoises current and past frames together, given nothing; ``difference``
+    denoises the current frame and its change from the one ``step`` back. ``target``: the change from the frame ``step``
+    back, or the frame itself. The ``background`` (median of the normal training frames, for a camera that stands still)
+    is taken off every frame, and all is multiplied by ``gain``, so that moving figures span about [-1, 1].
+
+    ``fps``: the rate the model works at: faster clips are thinned to it, and folders of frames are taken to have it.
+    ``window_px``: side of the square whose mean error is a frame's score, the largest of the frame; ``bands`` divides a
+    window's error by what is normal at its height in the picture. None: chosen on normals and what is planted in them.
+    """
+
+    mode: Literal["predict", "joint", "difference"] = "predict"
+    target: Literal["change", "frame"] = "change"
+    past: Annotated[int, Field(ge=1, le=16)] = 3
+    step: Annotated[int, Field(ge=1, le=64)] = 2
+    fps: Positive | None = None
+    background: Literal["median", "none"] = "median"
+    gain: Positive = 2.0
+    window_px: Annotated[int, Field(ge=1)] | None = None
+    bands: bool | None = None
+    #: standard deviation, in seconds, of the smoothing of frame scores over time, inside a clip
+    smooth_s: Annotated[float, Field(ge=0, le=60)] = 0.5
+    #: of the threshold that makes events
+    false_alarms_per_hour: Positive = 10.0
+
+    @property
+    def reach(self) -> int:
+        """How many frames back the oldest one lies that the model sees."""
+        return self.step if self.mode == "difference" else self.past * self.step
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """How far back each frame lies that the model sees, the current one (0) first."""
+        return tuple(range(0, self.reach + 1, self.step))
+
+    @property
+    def denoised(self) -> int:
+        """How many frames are denoised at once."""
+        return 1 if self.mode == "predict" else len(self.offsets)
+
+    @property
+    def given(self) -> int:
+        """How many frames the denoiser is given beside."""
+        return self.past if self.mode == "predict" else 0
 
 
 class AnodiffConfig(Section):
@@ -198,6 +337,42 @@ class AnodiffConfig(Section):
     training: TrainingConfig = TrainingConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     engine: EngineConfig = EngineConfig()
+    #: null: a model of 2-D images, which scores volumes slice by slice
+    volume: VolumeConfig | None = None
+    #: null: the inputs are no clips
+    video: VideoConfig | None = None
+
+    @model_validator(mode="after")
+    def _frames_are_plain(self) -> AnodiffConfig:
+        if self.video is None:
+            return self
+        prepared = self.preprocess
+        if self.volume is not None:
+            raise ValueError("a model is of volumes or of clips: expected volume or video, found both")
+        if prepared.intensity != IntensityConfig() or prepared.foreground != "none" or prepared.value_range is not None:
+            raise ValueError("a model of clips takes frames as they are: intensity unit_range, foreground none")
+        if self.augment.gain:
+            raise ValueError("a model of clips sees differences of brightness: expected augment.gain 0")
+        if self.network.kind not in ("unet", "dit"):
+            raise ValueError(f"a model of clips needs network.kind unet or dit, found {self.network.kind}")
+        return self
+
+    @property
+    def network_channels(self) -> int:
+        """Channels that the network denoises: those of a pixel, times the slices or frames it sees at once."""
+        if self.video is not None:
+            return self.preprocess.channels * self.video.denoised
+        return self.preprocess.channels * (1 if self.volume is None else self.volume.stack)
+
+    @property
+    def context_channels(self) -> int:
+        """Channels that the network is given beside: the past frames of a clip."""
+        return 0 if self.video is None else self.preprocess.channels * self.video.given
+
+    @property
+    def network_dims(self) -> int:
+        """Spatial axes of the network: 3 for patches of volumes, else 2."""
+        return 3 if self.volume is not None and self.volume.mode == "patches" else 2
 
 
 def known_keys(section: type[BaseModel] = AnodiffConfig, prefix: str = "") -> list[str]:
@@ -205,8 +380,10 @@ def known_keys(section: type[BaseModel] = AnodiffConfig, prefix: str = "") -> li
     found: list[str] = []
     for name, field in section.model_fields.items():
         found.append(f"{prefix}{name}")
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found += known_keys(field.annotation, f"{prefix}{name}.")
+        # A group that may be null is a union with None.
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                found += known_keys(kind, f"{prefix}{name}.")
     return found
 
 
@@ -278,7 +455,9 @@ def apply_overrides(values: dict[str, Any], overrides: list[str] | tuple[str, ..
         *parents, last = path.strip().split(".")
         place = result
         for parent in parents:
-            place = place.setdefault(parent, {})
+            if place.get(parent) is None:
+                place[parent] = {}
+            place = place[parent]
             if not isinstance(place, dict):
                 raise ConfigError(f"--set {override}: {parent!r} holds a value, not a group of keys")
         place[last] = value
@@ -333,6 +512,8 @@ __all__ = [
     "PreprocessConfig",
     "SigmaConfig",
     "TrainingConfig",
+    "VideoConfig",
+    "VolumeConfig",
     "apply_overrides",
     "find_config",
     "known_keys",

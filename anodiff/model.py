@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from anodiff.config import AnodiffConfig, NetworkConfig, parse_config
 from anodiff.diffusion import Denoiser, NoiseSchedule, make_schedule
 from anodiff.diffusion.adapters import wrap_diffusers, wrap_monai
+from anodiff.diffusion.learned_schedule import LearnedSchedule
 from anodiff.errors import ConfigError, InputError, ModelFileError
 
 if TYPE_CHECKING:
@@ -26,17 +27,26 @@ FORMAT_VERSION = 1
 HEADER_KEY = "anodiff"
 WEIGHTS = "weights."
 CALIBRATION = "calibration."
+CONSTANT = "constant."
 SEEN = "provenance.train_hashes"
 PICKLE_MARKS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
-def build_network(network: NetworkConfig, channels: int, dims: int = 2) -> nn.Module:
-    """The network F(x, c_noise) of a recipe, with fresh weights; ``channels`` are those of the image."""
+def build_network(
+    network: NetworkConfig, channels: int, dims: int = 2, given: int = 0, learned_variance: bool = False
+) -> nn.Module:
+    """The network F(x, c_noise) of a recipe, with fresh weights; ``channels`` are those of the image.
+
+    ``given``: channels that it is given beside them. ``learned_variance``: as many again come out, see `Denoiser`.
+    Raises ConfigError for a learned variance of a network of another library.
+    """
+    outputs = channels * (2 if learned_variance else 1)
     if network.kind == "unet":
         from anodiff.networks import UNet
 
         return UNet(
-            channels,
+            channels + given,
+            outputs,
             dims=dims,
             channels=network.channels,
             blocks=network.blocks,
@@ -46,6 +56,22 @@ def build_network(network: NetworkConfig, channels: int, dims: int = 2) -> nn.Mo
             dropout=network.dropout,
             checkpointing=network.checkpointing,
         )
+    if network.kind == "dit":
+        from anodiff.networks import DiT
+
+        return DiT(
+            channels + given,
+            outputs,
+            dims=dims,
+            patch=network.patch,
+            width=network.width,
+            depth=network.depth,
+            head_channels=network.head_channels,
+            dropout=network.dropout,
+            checkpointing=network.checkpointing,
+        )
+    if learned_variance:
+        raise ConfigError(f"diffusion.variance learned: expected network.kind unet or dit, found {network.kind!r}")
     return build_foreign(network.kind, network.arguments)
 
 
@@ -77,18 +103,29 @@ def build_foreign(kind: str, arguments: Mapping[str, Any]) -> nn.Module:
 def build_denoiser(config: AnodiffConfig) -> Denoiser:
     """The denoiser of a recipe, with fresh weights."""
     diffusion = config.diffusion
+    learned = diffusion.variance == "learned"
+    network = build_network(
+        config.network, config.network_channels, config.network_dims, config.context_channels, learned
+    )
+    if diffusion.schedule == "learned":
+        network.add_module("schedule", LearnedSchedule(diffusion.sigma.low, diffusion.sigma.high))
     return Denoiser(
-        build_network(config.network, config.preprocess.channels),
+        network,
         diffusion.prediction,
         sigma_data=diffusion.sigma_data,
         schedule=schedule_of(config),
         noise_input=diffusion.noise_input,
         clip=diffusion.clip,
+        learned_variance=learned,
     )
 
 
 def schedule_of(config: AnodiffConfig) -> NoiseSchedule:
-    """The noise schedule of a recipe: what its step numbers mean."""
+    """The noise schedule of a recipe: what its step numbers mean. A learned one is as it starts."""
+    if config.diffusion.schedule == "learned":
+        return LearnedSchedule(config.diffusion.sigma.low, config.diffusion.sigma.high).table(
+            config.diffusion.num_steps
+        )
     return make_schedule(config.diffusion.schedule, config.diffusion.num_steps)
 
 
@@ -97,7 +134,8 @@ class DiffusionModel:
     """A trained denoiser with all that is needed to score as it was trained.
 
     ``calibrations`` are keyed by preset name; ``provenance`` says what it was trained on and with; ``seen`` knows the
-    training images again (None where that is not recorded: imported weights, early files).
+    training images again (None where that is not recorded: imported weights, early files); ``constants`` are tensors
+    that preparing an input needs, by name (the background of a scene).
     """
 
     config: AnodiffConfig
@@ -106,6 +144,7 @@ class DiffusionModel:
     provenance: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
     seen: SeenImages | None = None
+    constants: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def preprocessor(self) -> Preprocessor:
@@ -130,6 +169,10 @@ class DiffusionModel:
     @property
     def schedule(self) -> NoiseSchedule:
         """What step numbers mean for this model: t <-> sigma."""
+        if self.config.diffusion.schedule == "learned":
+            learned = self.denoiser.network.get_submodule("schedule")
+            assert isinstance(learned, LearnedSchedule)
+            return learned.table(self.config.diffusion.num_steps)
         return schedule_of(self.config)
 
     @property
@@ -146,6 +189,8 @@ class DiffusionModel:
         tensors: dict[str, Tensor] = {}
         for name, tensor in self.denoiser.network.state_dict().items():
             tensors[WEIGHTS + name] = tensor.detach().cpu().contiguous()
+        for name, tensor in self.constants.items():
+            tensors[CONSTANT + name] = tensor.detach().cpu().contiguous()
         calibrations = {}
         for preset, calibration in self.calibrations.items():
             calibrations[preset] = calibration.to_json()
@@ -217,6 +262,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def load(path: str | Path) -> DiffusionModel:
     """Read a model file onto the CPU, verified; the denoiser is in evaluation mode. Raises ModelFileError."""
     from anodiff.anomaly.calibration import Calibration
+    from anodiff.anomaly.clip_calibration import ClipCalibration
+    from anodiff.anomaly.volume_calibration import VolumeCalibration
     from anodiff.data.seen import SeenImages
 
     path = Path(path)
@@ -236,6 +283,9 @@ def load(path: str | Path) -> DiffusionModel:
             f"the first {wrong[0]!r}"
         )
     denoiser.network.load_state_dict(weights)
+    kind = Calibration if config.video is None else ClipCalibration
+    if config.volume is not None:
+        kind = VolumeCalibration
     calibrations = {}
     for preset, values in header["calibrations"].items():
         prefix = f"{CALIBRATION}{preset}."
@@ -243,6 +293,7 @@ def load(path: str | Path) -> DiffusionModel:
         # Files that do not record it were calibrated with their own recipe; keys newer than a file have their defaults.
         prepared = values.get("preprocess") or header["config"].get("preprocess", {})
         plain = parse_config({**header["config"], "preprocess": prepared}, str(path)).preprocess.model_dump(mode="json")
-        calibrations[preset] = Calibration.from_parts({**values, "preprocess": plain}, own)
+        calibrations[preset] = kind.from_parts({**values, "preprocess": plain}, own)
     seen = SeenImages(tensors[SEEN], header["train_hashes"]) if SEEN in tensors else None
-    return DiffusionModel(config, denoiser.eval(), calibrations, header["provenance"], path, seen)
+    constants = {name.removeprefix(CONSTANT): t for name, t in tensors.items() if name.startswith(CONSTANT)}
+    return DiffusionModel(config, denoiser.eval(), calibrations, header["provenance"], path, seen, constants)

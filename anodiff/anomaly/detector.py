@@ -14,9 +14,10 @@ from anodiff.anomaly.calibration import Calibration, calibrate
 from anodiff.anomaly.fusion import fuse
 from anodiff.anomaly.groups import assign_parts
 from anodiff.anomaly.noising import reconstruct
+from anodiff.anomaly.perceptual import FeatureDistance
 from anodiff.anomaly.presets import resolve
 from anodiff.anomaly.reduce import reduce_maps
-from anodiff.anomaly.residuals import apply_polarity, feature_residual, residual
+from anodiff.anomaly.residuals import apply_polarity, residual
 from anodiff.anomaly.settings import DetectorSettings
 from anodiff.anomaly.smoothing import smooth_maps
 from anodiff.anomaly.standardise import Moments, Standardisation, fit_standardisation
@@ -31,8 +32,6 @@ MOST_FOLDS = 8
 VALUES_IN_FOLDS = 1 << 26
 #: normal pixels behind the pixel thresholds; beyond it an evenly spaced subset is used
 PIXELS_KEPT = 1 << 25
-#: noise level at which the encoder is told to look at a (clean) image for the residual "features"
-FEATURE_SIGMA = 0.1
 
 #: beyond it an image was not brought to the model's range (0..255, say); z-scored data stays well below
 LARGEST_INTENSITY = 100.0
@@ -49,10 +48,12 @@ class DetectionResult:
         scores: (N,) float32, higher = more anomalous.
         p_values: (N,) float64; nan where there is no calibration.
         is_anomalous: (N,) bool, score > threshold, the same as p <= rate; None without a threshold.
-        reconstructions: (N, C, *S) float32, the mean over start levels of what the model makes of the image.
+        reconstructions: (N, C, *S) float32, the mean over start levels of what the model makes of the image; of a
+            refined chain its end.
         threshold: of the scores; None where there is no calibration or too few normals.
         nfe: denoiser calls an image.
         notes: sentences for the user: not calibrated, or too few normals for a threshold.
+        pixel_quantiles: values of normal pixels by their share, for a colour scale; None where not calibrated.
     """
 
     maps: Tensor
@@ -63,6 +64,13 @@ class DetectionResult:
     threshold: float | None
     nfe: int
     notes: tuple[str, ...] = ()
+    pixel_quantiles: dict[float, float] | None = None
+
+    def show(self, images: Tensor | None = None) -> Any:
+        """A figure, or sliders in a notebook; over ``images`` where given. See :func:`anodiff.visualize.show.show`."""
+        from anodiff.visualize.show import show
+
+        return show(self, images)
 
 
 class AnomalyDetector:
@@ -101,12 +109,14 @@ class AnomalyDetector:
     ) -> None:
         config = getattr(model, "config", None)
         self.name, self.settings = resolve(preset, config)
+        engine = getattr(config, "engine", None)
         if network_batch is None:
-            network_batch = getattr(getattr(config, "engine", None), "network_batch", 16)
-        self.denoiser = InferenceDenoiser(model.denoiser, device, precision, network_batch)
+            network_batch = getattr(engine, "network_batch", 16)
+        compiled = getattr(engine, "compiled", False)
+        self.denoiser = InferenceDenoiser(model.denoiser, device, precision, network_batch, compiled)
         self.seed = seed
         prepared = getattr(config, "preprocess", None)
-        self._channels: int | None = getattr(prepared, "channels", None)
+        self._channels: int | None = getattr(config, "network_channels", getattr(prepared, "channels", None))
         dump = getattr(prepared, "model_dump", None)
         self._preprocess: dict[str, Any] | None = None if dump is None else dump(mode="json")
         self._schedule = getattr(model, "schedule", None) or getattr(model.denoiser, "schedule", None)
@@ -114,8 +124,8 @@ class AnomalyDetector:
         wanted = self.settings.to_json()
         own = known.get(self.name)
         candidates = [*([own] if own is not None else []), *known.values()]
-        self.calibration = next((c for c in candidates if c.settings == wanted), None)
-        self._other_settings = [] if own is None else _differences(own.settings, wanted)
+        self.calibration = next((c for c in candidates if _whole(c.settings) == wanted), None)
+        self._other_settings = [] if own is None else _differences(_whole(own.settings), wanted)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -146,7 +156,7 @@ class AnomalyDetector:
             final = self.maps(self.errors(part, reconstructions), inside)
             maps.append(final.to(images.device))
             scores.append(self.scores(final, inside).to(images.device))
-            mean.append(_mean(reconstructions).to(images.device))
+            mean.append(self._shown(reconstructions).to(images.device))
         all_scores = torch.cat(scores)
         calibration = self.calibration
         p = torch.full_like(all_scores, torch.nan, dtype=torch.float64)
@@ -163,6 +173,7 @@ class AnomalyDetector:
             threshold=None if calibration is None else calibration.threshold,
             nfe=self.settings.nfe_for(images.shape[2:]),
             notes=self.notes,
+            pixel_quantiles=None if calibration is None else dict(calibration.pixel_quantiles),
         )
 
     def check_preprocess(self) -> None:
@@ -179,18 +190,24 @@ class AnomalyDetector:
 
     @torch.no_grad()
     def errors(self, images: Tensor, reconstructions: Tensor) -> Tensor:
-        """Raw error of each level; images (N, C, *S), reconstructions (L, N, C, *S) -> (L, N, *S), not standardised."""
+        """Raw errors, not standardised; images (N, C, *S), reconstructions (L, N, C, *S) -> (E, N, *S).
+
+        E is L (one a level), or what ``settings.error_maps`` says for the residuals that tell more, or less.
+        """
         images = images.to(reconstructions.device, torch.float32)
         kind, polarity = self.settings.residual, self.settings.polarity
-        if kind != "features":
+        if not kind.startswith("features"):
             return torch.stack([residual(images, level, kind, polarity) for level in reconstructions])
-        ours = self.denoiser.features(images, FEATURE_SIGMA)
-        return torch.stack(
-            [
-                feature_residual(ours, self.denoiser.features(level, FEATURE_SIGMA), images.shape[2:])
-                for level in reconstructions
-            ]
-        )
+        distance = FeatureDistance(self.denoiser, images)
+        if kind == "features-stitched":
+            first, second = reconstructions
+            return (distance.soft_mask(first, polarity) * distance.difference(second, polarity)).unsqueeze(0)
+        if kind == "features-relative":
+            return torch.stack([distance.relative(level, polarity) for level in reconstructions])
+        maps = [distance(level) for level in reconstructions]
+        if kind == "features+absolute":
+            maps += [distance.difference(level, polarity) for level in reconstructions]
+        return torch.stack(maps)
 
     @torch.no_grad()
     def maps(self, errors: Tensor, foreground: Tensor | None = None) -> Tensor:
@@ -210,7 +227,7 @@ class AnomalyDetector:
         groups: Sequence[object] | None = None,
         foreground: Tensor | None = None,
         rate: float = 0.05,
-        unit: Literal["image", "group"] = "image",
+        unit: Literal["image", "slice", "group"] = "image",
         *,
         standardise_on: Tensor | None = None,
         standardise_groups: Sequence[object] | None = None,
@@ -228,7 +245,7 @@ class AnomalyDetector:
             groups: patient, clip or part of each image; None takes each (distinct) image for a group of its own.
             foreground: (N, *S) bool.
             rate: false-alarm rate of the threshold, per unit: share of normal units that may score above it.
-            unit: "image", or "group": the highest image of each group counts.
+            unit: "image", "slice" (an image by another name), or "group": the highest image of each group counts.
             standardise_on, standardise_groups, standardise_foreground: normals of other groups (training images,
                 say) for the standardisation part, so that all of ``normals`` can set the threshold.
             progress: called with the number of images done, after each batch.
@@ -243,8 +260,8 @@ class AnomalyDetector:
         """
         if not 0 < rate < 1:
             raise ConfigError(f"rate: expected a false-alarm rate between 0 and 1, found {rate}")
-        if unit not in ("image", "group"):
-            raise ConfigError(f"unit: expected 'image' or 'group', found {unit!r}")
+        if unit not in ("image", "slice", "group"):
+            raise ConfigError(f"unit: expected 'image', 'slice' or 'group', found {unit!r}")
         threshold_part = _Part.of(normals, groups, foreground, self.seed)
         standardisation = None
         counts: dict[str, int] = {}
@@ -279,7 +296,7 @@ class AnomalyDetector:
         return self
 
     def _fit_standardisation(self, part: _Part, progress: Progress | None, batch_size: int | None) -> Standardisation:
-        levels, size = len(self.settings.levels), part.images.shape[2:]
+        levels, size = self.settings.error_maps, part.images.shape[2:]
         count = max(2, min(MOST_FOLDS, VALUES_IN_FOLDS // (levels * math.prod(size))))
         folds = torch.tensor(assign_parts(part.groups, [1.0] * count, self.seed))
         labels = folds.unique().tolist()
@@ -316,8 +333,12 @@ class AnomalyDetector:
         settings = self.settings
         if standardisation is not None:
             errors = standardisation(errors)
-        smoothed = smooth_maps(fuse(errors, settings.fusion), settings.smooth_px, self._used(foreground, errors.device))
+        fused = fuse(errors, settings.fusion, settings.limits)
+        smoothed = smooth_maps(fused, settings.smooth_px, self._used(foreground, errors.device))
         return apply_polarity(smoothed, settings.residual, settings.polarity)
+
+    def _shown(self, reconstructions: Tensor) -> Tensor:
+        return _mean(reconstructions) if self.settings.refine is None else reconstructions[-1]
 
     def _used(self, foreground: Tensor | None, device: torch.device) -> Tensor | None:
         return foreground.to(device) if foreground is not None and self.settings.foreground else None
@@ -328,7 +349,11 @@ class AnomalyDetector:
         """Images a few at a time, so that memory is bounded; results do not depend on the cut."""
         settings = self.settings
         boxes = settings.nfe_for(images.shape[2:]) if settings.where == "boxes" else 1
-        voxels = len(settings.levels) * settings.draws * boxes * max(1, images[0].numel()) if len(images) else 1
+        voxels = (
+            max(settings.reconstructions, settings.error_maps) * settings.draws * boxes * max(1, images[0].numel())
+            if len(images)
+            else 1
+        )
         size = max(1, min(VOXELS_AT_ONCE // voxels, most or len(images)))
         for start in range(0, len(images), size):
             cut = slice(start, start + size)
@@ -396,6 +421,11 @@ def _mean(reconstructions: Tensor) -> Tensor:
     for level in reconstructions[1:]:
         total = total + level
     return total / len(reconstructions)
+
+
+def _whole(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a calibration; slots that are newer than it have their defaults."""
+    return {**DetectorSettings().to_json(), **settings}
 
 
 def _differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:

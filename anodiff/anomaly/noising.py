@@ -15,7 +15,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from anodiff.anomaly.settings import DetectorSettings
+from anodiff.anomaly.refinement import guided, harmonised, stitched
+from anodiff.anomaly.settings import DetectorSettings, Harmonise, Stitch
 from anodiff.diffusion import (
     SAMPLERS,
     NoiseSchedule,
@@ -44,15 +45,22 @@ def reconstruct(
 ) -> Tensor:
     """What the denoiser makes of each image from each start level, averaged over draws; -> (L, N, C, *S).
 
+    With ``settings.refine`` L counts what its chain gives: its estimates on the way and its end, or both its ends.
+
     images (N, C, *S) in [-1, 1]; keys (N,) int64 on the same device, see :func:`anodiff.diffusion.image_keys`.
     ``settings`` must be resolved (no "model" noise). ``schedule`` gives the steps of a "step" grid; vp-linear with T
     = 1000 where it is absent or not variance-preserving.
 
     Raises:
-        ConfigError: a chain that the schedule cannot hold.
+        ConfigError: a chain that the schedule cannot hold, or a refinement by a denoiser without features.
     """
+    if settings.refine is not None:
+        return _refined(denoiser, images, keys, settings, schedule)
     if settings.sampler == "one-step":
-        return _one_step(denoiser, images, keys, settings)
+        every = list(range(len(settings.levels)))
+        # The rows of all levels of a volume at once would not fit into memory.
+        parts = [every] if images.ndim < 5 else [[level] for level in every]
+        return torch.cat([_one_step(denoiser, images, keys, settings, levels) for levels in parts])
     chains = [_chain(denoiser, images, keys, settings, level, schedule) for level in range(len(settings.levels))]
     return torch.cat(chains)
 
@@ -99,16 +107,18 @@ def _noise(settings: DetectorSettings, images: Tensor, keys: Tensor, levels: lis
     return torch.cat([noise, -noise], dim=3) if settings.antithetic else noise
 
 
-def _one_step(denoiser: DenoiserFn, images: Tensor, keys: Tensor, settings: DetectorSettings) -> Tensor:
-    """All rows (images x levels x pairs x signs x boxes) through the denoiser in one go."""
-    sigmas = images.new_tensor(settings.levels)
-    noise = _noise(settings, images, keys, list(range(len(sigmas))), step=0)
+def _one_step(
+    denoiser: DenoiserFn, images: Tensor, keys: Tensor, settings: DetectorSettings, levels: list[int]
+) -> Tensor:
+    """Those levels' rows (images x levels x pairs x signs x boxes) through the denoiser in one go."""
+    sigmas = images.new_tensor([settings.levels[level] for level in levels])
+    noise = _noise(settings, images, keys, levels, step=0)
     clean = _as_rows(images)
     noisy = clean.squeeze(4) + sigmas.reshape(-1, *(1,) * (noise.ndim - 2)) * noise
     boxes = tiling(settings, tuple(images.shape[2:]), images.device)
     rows = _within(boxes, noisy, clean)
-    levels = sigmas.repeat_interleave(math.prod(rows.shape[2:5])).repeat(len(images))
-    return _join(denoiser(rows.flatten(0, 4), levels).reshape(rows.shape), boxes)
+    told = sigmas.repeat_interleave(math.prod(rows.shape[2:5])).repeat(len(images))
+    return _join(denoiser(rows.flatten(0, 4), told).reshape(rows.shape), boxes)
 
 
 def _chain(
@@ -133,10 +143,39 @@ def _chain(
         """Outside its box a row stays the clean image all the way down."""
         return torch.where(boxes.unsqueeze(1), state.x.reshape(start.shape), clean).flatten(0, 4)
 
-    options = {"variance": settings.variance} if settings.sampler == "ancestral" else {}
+    if settings.guidance:
+        denoiser = guided(denoiser, clean.expand(start.shape).flatten(0, 4), settings.guidance)
     callback = keep_outside if settings.where == "boxes" else None
+    options = _options(settings)
     end = SAMPLERS[settings.sampler](denoiser, start.flatten(0, 4), grid, source, callback, **options)
     return _join(end.reshape(start.shape), boxes)
+
+
+def _refined(
+    denoiser: DenoiserFn, images: Tensor, keys: Tensor, settings: DetectorSettings, schedule: NoiseSchedule | None
+) -> Tensor:
+    """A single chain an image that looks at its own intermediate result; -> (settings.reconstructions, N, C, *S)."""
+
+    def source(step: int) -> Tensor:
+        return _noise(settings, images, keys, [0], step).flatten(0, 3)
+
+    walked = guided(denoiser, images, settings.guidance) if settings.guidance else denoiser
+    options = _options(settings)
+    grid = sigma_grid(settings, settings.levels[0], schedule)
+    if isinstance(settings.refine, Harmonise):
+        return harmonised(denoiser, walked, images, grid, source, settings.sampler, options, settings.refine)
+    assert isinstance(settings.refine, Stitch)
+    start = images + float(grid[0]) * source(0)
+    first = SAMPLERS[settings.sampler](walked, start, grid, source, **options)
+    again = settings.model_copy(update={"steps": settings.refine.steps})
+    lower = sigma_grid(again, settings.refine.level, schedule)
+    drawn = settings.steps + 1
+    second = stitched(denoiser, walked, images, first, lower, lambda draw: source(drawn + draw), settings.refine)
+    return torch.stack([first, second])
+
+
+def _options(settings: DetectorSettings) -> dict[str, str]:
+    return {"variance": settings.variance} if settings.sampler == "ancestral" else {}
 
 
 def _as_rows(images: Tensor) -> Tensor:

@@ -8,12 +8,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from anodiff.anomaly.settings import DetectorSettings
+from anodiff.anomaly.settings import DetectorSettings, Harmonise, Stitch
 from anodiff.errors import ConfigError
 
-#: vp-linear, T = 1000: sigma after 250 and after 500 noising steps
+#: vp-linear, T = 1000: sigma after so many noising steps
 LINEAR_250 = 0.953
 LINEAR_500 = 3.424
+LINEAR = {50: 0.1728, 100: 0.3388, 150: 0.5182, 200: 0.7193, 250: LINEAR_250, 300: 1.2339, 350: 1.5831}
 #: standard deviation 0.2 of coarse noise on intensities of 0 to 1
 COARSE_SIGMA = 0.4
 
@@ -80,6 +81,47 @@ PRESETS: dict[str, DetectorSettings] = {
         residual="absolute",
         standardise="none",
         reduction="mean",
+    ),
+    # Bercea et al. 2023 (methods 5.5): reconstruct from step 200, mask by the first map, fill the mask in from step 50
+    # with 5 repeats. The denoiser's features for LPIPS; as 0.13 is a threshold of LPIPS, the paper's other one: the
+    # image's 95th percentile.
+    "autoddpm-features": DetectorSettings(
+        levels=(LINEAR[200],),
+        sampler="ancestral",
+        steps=200,
+        grid="step",
+        refine=Stitch(level=LINEAR[50], steps=50, repeats=5),
+        residual="features-stitched",
+        standardise="none",
+        reduction="mean",
+    ),
+    # Bercea et al. 2024 (methods 5.6): from step 350, harmonised at 300, 150 and 50, looked at every 50 steps; the
+    # denoiser's features for LPIPS.
+    "thor-features": DetectorSettings(
+        levels=(LINEAR[350],),
+        sampler="ancestral",
+        steps=350,
+        grid="step",
+        refine=Harmonise(at=(LINEAR[300], LINEAR[150], LINEAR[50]), looks=(LINEAR[250], LINEAR[200], LINEAR[100])),
+        residual="features-relative",
+        standardise="none",
+        fusion="harmonic",
+        reduction="mean",
+    ),
+    # In the manner of Mousakhan et al. 2023 (methods 5.7): ten steps from step 250, pulled to the input; distance of
+    # features and of pixels, each by its size on normals instead of by the largest of the batch. The denoiser's
+    # encoder for a Wide-ResNet, and no 3x3 average before the cosine. w = 2 is what does not overshoot at the start.
+    "ddad-features": DetectorSettings(
+        levels=(LINEAR_250,),
+        sampler="ancestral",
+        steps=10,
+        grid="step",
+        guidance=2.0,
+        residual="features+absolute",
+        standardise="scalar",
+        fusion="mean",
+        smooth_px=4.0,
+        reduction="max",
     ),
 }
 

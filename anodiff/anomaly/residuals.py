@@ -10,7 +10,16 @@ from torch import Tensor
 from anodiff.anomaly.smoothing import resize_linear, smooth_spatial, tree_sum
 
 Polarity = Literal["both", "brighter", "darker"]
-Residual = Literal["absolute", "squared", "signed", "ssim", "features"]
+Residual = Literal[
+    "absolute",
+    "squared",
+    "signed",
+    "ssim",
+    "features",
+    "features+absolute",
+    "features-relative",
+    "features-stitched",
+]
 
 
 def signed_difference(image: Tensor, reconstruction: Tensor, polarity: Polarity) -> Tensor:
@@ -75,8 +84,8 @@ def residual(image: Tensor, reconstruction: Tensor, kind: Residual, polarity: Po
     """The error map of one reconstruction; image, reconstruction (N, C, *S) in [-1, 1] -> (N, *S).
 
     ``signed`` keeps the sign (positive = anomalous by ``polarity``; for ``both`` the magnitude is taken after
-    smoothing, when what cancels has cancelled). ``ssim`` has no sign. ``features`` compares activations, not images:
-    see :func:`feature_residual`.
+    smoothing, when what cancels has cancelled). ``ssim`` has no sign. Those named after features compare activations:
+    see :func:`feature_residual` and :mod:`anodiff.anomaly.perceptual`.
 
     Raises:
         ValueError: another ``kind``.

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from anodiff.anomaly.fusion import Fusion
 from anodiff.anomaly.reduce import Reduction
@@ -19,7 +19,58 @@ from anodiff.diffusion import nfe
 
 Sigma = Annotated[float, Field(gt=0, lt=1e4, allow_inf_nan=False)]
 Pixels = Annotated[float, Field(ge=0, le=1e4)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=65_536)]
+
+
+Side = Annotated[int, Field(ge=1, le=101)]
+
+
+class Refinement(BaseModel):
+    """What a chain does with its own intermediate result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("side", check_fields=False)
+    @classmethod
+    def _odd(cls, side: int) -> int:
+        if side % 2 == 0:
+            raise ValueError(f"a box around a pixel has an odd side, found {side}")
+        return side
+
+
+class Harmonise(Refinement):
+    """THOR (methods 5.6): at the levels ``at`` the chain is given back what it should not have changed.
+
+    Each estimate at these levels and at ``looks`` gives one error map, and so does the end of the chain.
+
+    side: of the box that closes and dilates the mask, px on the model grid.
+    """
+
+    kind: Literal["harmonise"] = "harmonise"
+    at: Annotated[tuple[Sigma, ...], Field(min_length=1, max_length=64)]
+    looks: Annotated[tuple[Sigma, ...], Field(max_length=64)] = ()
+    side: Side = 13
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """All levels whose estimates are kept, from the highest."""
+        return tuple(sorted({*self.at, *self.looks}, reverse=True))
+
+
+class Stitch(Refinement):
+    """AutoDDPM (methods 5.5): the loudest ``share`` of the image is filled in anew, in the rest of it.
+
+    level: where the second chain starts, of ``steps`` steps, each done ``repeats`` times.
+    side: of the box that dilates the mask, px on the model grid.
+    """
+
+    kind: Literal["stitch"] = "stitch"
+    level: Sigma
+    steps: Annotated[int, Field(ge=1, le=1000)] = 50
+    repeats: Annotated[int, Field(ge=1, le=10)] = 5
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    side: Side = 3
 
 
 class DetectorSettings(BaseModel):
@@ -40,8 +91,14 @@ class DetectorSettings(BaseModel):
         grid: spacing of a chain's levels; "step" takes steps of the DDPM table of the model (vp-linear where it has
             none).
         variance: of an ancestral chain.
+        guidance: weight by which a chain is pulled towards the image (DDAD, methods 5.7); 0 = not at all.
+        refine: what a chain does with its own intermediate result, :class:`Harmonise` or :class:`Stitch`; needs one
+            level and one draw.
     Comparison
         residual, polarity: see :func:`anodiff.anomaly.residuals.residual`; polarity is declared, never learnt.
+            "features+absolute": two maps, the distance of features and |x - r| (DDAD); "features-relative": their
+            product by its largest value (THOR); "features-stitched": |x - r| of the second chain times the soft mask
+            of the first (AutoDDPM).
     Standardisation
         standardise: granularity of the normal error that is subtracted and divided by; "auto" lets held-out normals
             choose.
@@ -50,6 +107,8 @@ class DetectorSettings(BaseModel):
             (in quadrature), so that 0 is a pure local z-score and large values approach one scale for all.
     Map and score
         fusion of the levels, smooth_px: standard deviation of the final smoothing (px on the model grid).
+        limits: the fused map is kept within them before it is smoothed, so that a bright speck does not become a blob
+            and a dark rim does not take from the lesion beside it; in standard deviations of normal error.
         reduction, topk: of the map to a score; ``topk`` is a share of the foreground.
         foreground: use the foreground mask where one is given (statistics, smoothing, score, pixel thresholds).
     """
@@ -67,6 +126,8 @@ class DetectorSettings(BaseModel):
     steps: Count = 1
     grid: Literal["karras", "log", "step"] = "karras"
     variance: Literal["small", "large"] = "small"
+    guidance: Annotated[float, Field(ge=0, le=100)] = 0.0
+    refine: Annotated[Harmonise | Stitch, Field(discriminator="kind")] | None = None
     residual: Residual = "signed"
     polarity: Polarity = "both"
     standardise: Standardise = "auto"
@@ -74,6 +135,7 @@ class DetectorSettings(BaseModel):
     scale_floor: Annotated[float, Field(ge=0, le=100)] = 0.35
     fusion: Fusion = "mean"
     smooth_px: Pixels = 0.0
+    limits: tuple[Finite, Finite] | None = None
     reduction: Reduction = "topk"
     topk: Annotated[float, Field(gt=0, le=1)] = 0.005
     foreground: bool = True
@@ -88,11 +150,38 @@ class DetectorSettings(BaseModel):
             raise ValueError(f"box belongs to where = 'boxes', found where = {self.where!r}")
         if self.noise == "none":
             self._without_noise()
+        if self.limits is not None and self.limits[0] >= self.limits[1]:
+            raise ValueError(f"limits are [low, high] with low below high, found {list(self.limits)}")
+        if self.guidance and self.sampler == "one-step":
+            raise ValueError("guidance pulls a chain: expected a sampler for one, found 'one-step'")
+        if self.refine is not None:
+            self._refined(self.refine)
+        stitched = isinstance(self.refine, Stitch)
+        if stitched != (self.residual == "features-stitched"):
+            raise ValueError(
+                "residual 'features-stitched' and refine of kind 'stitch' belong together, "
+                f"found residual {self.residual!r} and {'that' if stitched else 'no such'} refine"
+            )
         if self.residual in ("ssim", "features") and self.polarity != "both":
             raise ValueError(
                 f"residual {self.residual!r} has no sign: expected polarity 'both', found {self.polarity!r}"
             )
         return self
+
+    def _refined(self, refine: Harmonise | Stitch) -> None:
+        """One chain from one level, whose own levels lie below its start."""
+        if self.sampler == "one-step" or self.noise == "none" or self.where != "all":
+            raise ValueError(
+                "refine belongs to a chain of noise on all pixels, found "
+                f"sampler {self.sampler!r}, noise {self.noise!r} and where {self.where!r}"
+            )
+        if len(self.levels) != 1 or self.draws != 1:
+            raise ValueError(
+                f"refine follows one chain: expected 1 level and 1 draw, found {len(self.levels)} and {self.draws}"
+            )
+        highest = refine.level if isinstance(refine, Stitch) else max(refine.levels)
+        if highest > self.levels[0]:
+            raise ValueError(f"refine starts at most at the level {self.levels[0]:g}, found {highest:g}")
 
     def _without_noise(self) -> None:
         """Nothing that only tells one draw of noise from another."""
@@ -126,8 +215,30 @@ class DetectorSettings(BaseModel):
         else:
             boxes = math.prod(math.ceil(side / edge) for side, edge in zip(size, self.box_edges(size), strict=True))
         calls = 1 if self.sampler == "one-step" else nfe(self.sampler, self.steps)
-        features = 1 + len(self.levels) if self.residual == "features" else 0
-        return len(self.levels) * self.draws * boxes * calls + features
+        features = 1 + (1 if isinstance(self.refine, Stitch) else self.reconstructions)
+        looks = features if self.residual.startswith("features") else 0
+        return len(self.levels) * self.draws * boxes * calls + looks + self._refinement_calls
+
+    @property
+    def _refinement_calls(self) -> int:
+        """Calls of the refinement, those of the encoder that make its masks among them."""
+        if isinstance(self.refine, Stitch):
+            return self.refine.steps * self.refine.repeats + 2
+        return 1 + len(self.refine.at) if isinstance(self.refine, Harmonise) else 0
+
+    @property
+    def reconstructions(self) -> int:
+        """Reconstructions of an image that are compared with it."""
+        if isinstance(self.refine, Harmonise):
+            return len(self.refine.levels) + 1
+        return 2 if isinstance(self.refine, Stitch) else len(self.levels)
+
+    @property
+    def error_maps(self) -> int:
+        """Error maps of an image, before they are fused."""
+        if self.residual == "features-stitched":
+            return 1
+        return self.reconstructions * (2 if self.residual == "features+absolute" else 1)
 
     def box_edges(self, size: Sequence[int]) -> list[int]:
         """Sides of a box in an image of spatial ``size``, px."""

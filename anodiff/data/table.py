@@ -35,11 +35,15 @@ _DEVICE_NAMES = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(
 
 @dataclass(frozen=True)
 class SampleTable:
-    """table: the data frame described above; layout: the name of the layout it was read by; root: the data's folder."""
+    """table: the data frame described above; layout: the name of the layout it was read by; root: the data's folder.
+
+    channels: of volumes whose channels have names, (name, the word by which a file's name says it), in their order.
+    """
 
     table: pd.DataFrame
     layout: str
     root: Path
+    channels: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.table)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from anodiff.anomaly import AnomalyDetector
+from anodiff.anomaly.noising import sigma_grid
 from anodiff.anomaly.presets import PRESETS, preset, resolve
-from anodiff.anomaly.settings import DetectorSettings
+from anodiff.anomaly.settings import DetectorSettings, Harmonise, Stitch
 from anodiff.config import load_config
 from anodiff.diffusion import make_schedule
 from anodiff.errors import ConfigError
@@ -21,6 +24,9 @@ def test_the_promised_presets_exist_with_their_cost() -> None:
         "one-step": 2,
         "dae": 1,
         "pddpm": 4,
+        "autoddpm-features": 200 + 50 * 5 + 2 + 2,  # both chains; the encoder on (x, r) for the mask and for the map
+        "thor-features": 350 + 1 + 3 + 1 + 7,  # a chain; the encoder on x and three estimates, then on x and seven
+        "ddad-features": 10 + 2,
     }
 
 
@@ -28,6 +34,34 @@ def test_published_start_levels_are_those_of_the_linear_schedule() -> None:
     schedule = make_schedule("vp-linear", 1000)
     assert round(float(schedule.t_of(PRESETS["anoddpm"].levels[0]))) == 250
     assert round(float(schedule.t_of(PRESETS["pddpm"].levels[0]))) == 500
+    assert round(float(schedule.t_of(PRESETS["ddad-features"].levels[0]))) == 250
+
+
+def test_refined_presets_turn_at_the_published_steps_and_walk_each_of_them() -> None:
+    schedule = make_schedule("vp-linear", 1000)
+    for name, start in {"autoddpm-features": 200, "thor-features": 350}.items():
+        settings = PRESETS[name]
+        grid = sigma_grid(settings, settings.levels[0], schedule)
+        assert torch.equal(grid[:-1], schedule.sigmas[:start].flip(0))
+    thor, auto = PRESETS["thor-features"].refine, PRESETS["autoddpm-features"].refine
+    assert isinstance(thor, Harmonise)
+    assert isinstance(auto, Stitch)
+    assert [round(float(schedule.t_of(level))) for level in thor.at] == [300, 150, 50]
+    assert [round(float(schedule.t_of(level))) for level in thor.levels] == [300, 250, 200, 150, 100, 50]
+    assert (round(float(schedule.t_of(auto.level))), auto.steps, auto.repeats) == (50, 50, 5)
+
+
+def test_settings_of_an_earlier_version_are_those_with_todays_defaults() -> None:
+    """A calibration that was written before a slot existed still belongs to its preset."""
+    name, settings = resolve("one-step")
+    written = settings.to_json()
+    for newer in ("guidance", "refine"):
+        del written[newer]
+    earlier = SimpleNamespace(settings=written, message="", precision_note=lambda _: "")
+    model = SimpleNamespace(denoiser=torch.nn.Identity(), calibrations={name: earlier})
+    assert AnomalyDetector(model, name, device="cpu").calibration is earlier
+    written["smooth_px"] = 1.0
+    assert AnomalyDetector(model, name, device="cpu").calibration is None
 
 
 def test_slots_can_be_set_otherwise_and_are_checked_as_a_whole() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,20 +45,59 @@ def load(path: Path, normal: Sequence[str] = (), channels: tuple[str, ...] = ())
     Raises DataError: a dataset.json that is none, labels that nobody says the meaning of, a case without a channel.
     """
     description = _description(path)
-    labels = _anomalous(path, _labels(description), normal)
-    names = _channel_names(description)
+    labels = _anomalous(path, _labels(description, path), normal)
+    names = _channel_names(description, path)
+    wanted = chosen_channels(names, channels, path, "nnunet")
+    files, masks = _files(path)
+    known = {case for found in masks.values() for case in found}
     samples = []
-    for images, truths, split in PARTS:
-        folder = path / images
-        if not folder.is_dir():
-            continue
-        files = volume_files(folder)
-        masks = {stem_of(file): file for file in volume_files(path / truths)} if (path / truths).is_dir() else {}
-        for case, paths in _cases(files, set(masks)).items():
-            file = _volume_of(case, paths, names, chosen_channels(names, channels, path, "nnunet"), path)
-            mask = labels_path(masks[case], labels) if case in masks else ""
+    for images, _, split in PARTS:
+        for case, found in _cases(files[images], known).items():
+            file = _volume_of(case, found, names, wanted, path)
+            mask = labels_path(masks[images][case], labels) if case in masks[images] else ""
             samples.append(Sample(file, None, mask, case, split))
-    return volume_table(samples, "nnunet", path)
+    return volume_table(samples, "nnunet", path, [(name, f"{names.index(name):04d}") for name in wanted])
+
+
+def to_score(path: Path, channels: Sequence[str], numbers: Sequence[str] = ()) -> list[str]:
+    """The volumes of a data set, of its imagesTr or imagesTs, or of a folder of numbered files; empty for others.
+
+    channels: by the names of the dataset.json; where there is none, ``numbers`` are those of their files. A volume
+    whose files are not all there is named all the same: reading it says which is not.
+    """
+    home = next((place for place in (path, path.absolute().parent) if (place / DESCRIPTION).is_file()), None)
+    parts = [images for images, _, _ in PARTS]
+    if home is None or (home != path and path.name not in parts):
+        found = _cases(volume_files(path), set())
+        if not numbers or any(None in files for files in found.values()):
+            return []
+        return [_numbered_volume(path, case, files, [int(n) for n in numbers]) for case, files in found.items()]
+    names = _channel_names(_description(home), home)
+    wanted = chosen_channels(names, channels, home, "nnunet")
+    files, masks = _files(home)
+    known = {case for found in masks.values() for case in found}
+    volumes = []
+    for images in parts if home == path else [path.name]:
+        for case, found in _cases(files[images], known).items():
+            if None in found:
+                volumes.append(_volume_of(case, found, names, wanted, home))
+            else:
+                volumes.append(_numbered_volume(home / images, case, found, [names.index(name) for name in wanted]))
+    return volumes
+
+
+def _files(path: Path) -> tuple[dict[str, list[str]], dict[str, dict[str, str]]]:
+    """For each images folder its files, and the masks of its cases."""
+    files, masks = {}, {}
+    for images, truths, _ in PARTS:
+        there = {name: volume_files(path / name) if (path / name).is_dir() else [] for name in (images, truths)}
+        files[images] = there[images]
+        masks[images] = {stem_of(file): file for file in there[truths]}
+    return files, masks
+
+
+def _numbered_volume(folder: Path, case: str, files: dict[int | None, str], numbers: Sequence[int]) -> str:
+    return channels_path([files.get(number) or str(folder / f"{case}_{number:04d}") for number in numbers])
 
 
 def _description(path: Path) -> dict[str, Any]:
@@ -71,13 +111,17 @@ def _description(path: Path) -> dict[str, Any]:
     return found
 
 
-def _labels(description: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+def _labels(description: dict[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
     """Name -> values: {"0": "background"} in the Decathlon, {"background": 0, "whole tumor": [1, 2]} in nnU-Net."""
     labels: dict[str, tuple[int, ...]] = {}
-    for key, value in (description.get("labels") or {}).items():
-        name, numbers = (str(value), [key]) if str(key).isdigit() else (str(key), value)
-        several = numbers if isinstance(numbers, list) else [numbers]
-        labels[name] = tuple(int(number) for number in several)
+    given = description.get("labels") or {}
+    try:
+        for key, value in given.items():
+            name, numbers = (str(value), [key]) if str(key).isdigit() else (str(key), value)
+            several = numbers if isinstance(numbers, list) else [numbers]
+            labels[name] = labels.get(name, ()) + tuple(int(number) for number in several)
+    except (AttributeError, TypeError, ValueError):
+        raise DataError(f"{path / DESCRIPTION}: expected labels as names with values, found {given!r:.80}") from None
     return labels
 
 
@@ -100,34 +144,55 @@ def _anomalous(path: Path, labels: dict[str, tuple[int, ...]], normal: Sequence[
     return tuple(sorted(values - spared)) if spared else ()
 
 
-def _channel_names(description: dict[str, Any]) -> list[str]:
-    """In the order of their numbers."""
+def _channel_names(description: dict[str, Any], path: Path) -> list[str]:
+    """In the order of their numbers, from 0; a name that is there twice gets its number."""
     found = description.get("channel_names") or description.get("modality") or {"0": "image"}
-    return [str(found[key]) for key in sorted(found, key=int)]
+    try:
+        names = [str(found[key]) for key in sorted(found, key=int)]
+        if sorted(map(int, found)) != list(range(len(names))):
+            raise ValueError
+    except (AttributeError, TypeError, ValueError, KeyError):
+        raise DataError(
+            f"{path / DESCRIPTION}: expected channel_names as numbers from 0 with names, found {found!r:.80}"
+        ) from None
+    seen = Counter(name.lower() for name in names)
+    return [f"{name}{number}" if seen[name.lower()] > 1 else name for number, name in enumerate(names)]
 
 
-def _cases(files: Sequence[str], known: set[str]) -> dict[str, list[str]]:
-    """Case -> its files in the order of their channels; without _0000 in every name a file is a case."""
+def _cases(files: Sequence[str], known: set[str]) -> dict[str, dict[int | None, str]]:
+    """Case -> its files by the number of their channel; without _0000 in every name a file is a case, number None.
+
+    known: cases by the names of their masks, where there are any.
+    """
     stems = [stem_of(file) for file in files]
     numbered = [re.fullmatch(r"(.+)_(\d{4})", stem) for stem in stems]
-    whole = not all(numbered) or (known and not any(found and found[1] in known for found in numbered))
-    cases: dict[str, list[str]] = {}
+    # "case_0001" is a case of its own where a mask is called so: in imagesTs, too, whose cases have no masks.
+    whole = not all(numbered) or any(stem in known for stem in stems)
+    whole = whole or (bool(known) and all(re.search(r"_\d{4}$", case) for case in known) and _singles(numbered))
+    cases: dict[str, dict[int | None, str]] = {}
     for file, stem, found in zip(files, stems, numbered, strict=True):
-        cases.setdefault(stem if whole or not found else found[1], []).append(file)
+        case, number = (stem, None) if whole or not found else (found[1], int(found[2]))
+        cases.setdefault(case, {})[number] = file
     return cases
 
 
-def _volume_of(case: str, files: list[str], names: list[str], wanted: list[str], path: Path) -> str:
+def _singles(numbered: Sequence[re.Match[str] | None]) -> bool:
+    """Whether what stands before the last number does not end in four digits as well, so that it names no channel."""
+    return not any(found and re.search(r"_\d{4}$", found[1]) for found in numbered)
+
+
+def _volume_of(case: str, files: dict[int | None, str], names: list[str], wanted: list[str], path: Path) -> str:
     """The name of a case's volume with the wanted channels."""
-    if len(files) == 1 and len(names) > 1:  # one file with all channels
+    if None in files:
         if wanted == names:
-            return files[0]
+            return files[None]
         if len(wanted) == 1:
-            return f"{files[0]}{VOLUME_MARK}{names.index(wanted[0]) + 1}"
+            return f"{files[None]}{VOLUME_MARK}{names.index(wanted[0]) + 1}"
         raise DataError(f"{path}: expected one channel or all of a file that holds {len(names)}, found {len(wanted)}")
-    if len(files) != len(names):
+    if set(files) != set(range(len(names))):
+        there = ", ".join(f"{number:04d}" for number in sorted(number for number in files if number is not None))
         raise DataError(
-            f"{os.path.dirname(files[0])}: expected {len(names)} channels ({', '.join(names)}) of {case}, found "
-            f"{len(files)}"
+            f"{os.path.dirname(next(iter(files.values())))}: expected {len(names)} channels ({', '.join(names)}) of "
+            f"{case}, found {there}"
         )
     return channels_path([files[names.index(name)] for name in wanted])

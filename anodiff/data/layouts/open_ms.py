@@ -30,7 +30,7 @@ def load(path: Path, channels: tuple[str, ...] = ()) -> SampleTable:
     folders: dict[str, list[str]] = {}
     for file in volume_files(path):
         folders.setdefault(os.path.dirname(file), []).append(file)
-    samples = []
+    samples, chosen = [], []
     for folder, files in folders.items():
         truth = [file for file in files if os.path.basename(file).startswith(TRUTH)]
         by_name = {tokens_of(file)[0].upper(): file for file in files if file not in truth}
@@ -38,6 +38,7 @@ def load(path: Path, channels: tuple[str, ...] = ()) -> SampleTable:
         if not by_name or not patient.startswith("patient"):
             continue
         names = chosen_channels(list(by_name), channels or ("FLAIR",), Path(folder), "open_ms")
+        chosen = [(name, name) for name in names]
         mask = truth[0] if truth else ""
         samples.append(Sample(channels_path([by_name[name] for name in names]), None, mask, patient))
-    return volume_table(samples, "open_ms", path)
+    return volume_table(samples, "open_ms", path, chosen)

@@ -18,6 +18,10 @@ from anodiff.errors import DataError, InputError
 #: by name; DICOM files without an ending are known by their content
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".hdr", ".mgh", ".mgz", ".dcm", ".dicom", ".ima")
 _MARKS = re.compile(r"#(?:channels|volume|frame|series|stack|labels)(?:=.*)?$", re.DOTALL)
+#: names of folders that say a split
+SPLIT_FOLDERS = {
+    "train": "train", "training": "train", "val": "val", "validation": "val", "test": "test", "testing": "test",
+}  # fmt: skip
 #: masks that are unpacked at once
 READERS = 4
 
@@ -59,7 +63,9 @@ def only_volumes(folder: Path) -> bool:
     return folder.is_dir() and bool(volume_files(folder)) and not list_images(folder)
 
 
-def volume_table(samples: Iterable[Sample], layout: str, root: Path) -> SampleTable:
+def volume_table(
+    samples: Iterable[Sample], layout: str, root: Path, channels: Sequence[tuple[str, str]] = ()
+) -> SampleTable:
     """A SampleTable of volumes; where a label is not known and a mask is, the mask says it.
 
     Raises DataError where there is no sample.
@@ -74,7 +80,8 @@ def volume_table(samples: Iterable[Sample], layout: str, root: Path) -> SampleTa
         )
     rows = [replace(row, label=known[row.mask]) if row.label is None and row.mask else row for row in rows]
     built = build_table(rows, layout, root)
-    return replace(built, table=built.table.assign(id=make_ids([_plain_name(row.path) for row in rows])))
+    ids = make_ids([_plain_name(row.path) for row in rows])
+    return replace(built, table=built.table.assign(id=ids), channels=tuple(channels))
 
 
 def label_of_mask(mask: str) -> int | None:
@@ -92,16 +99,8 @@ def label_of_mask(mask: str) -> int | None:
 
 def split_of(path: str, root: Path) -> str:
     """The split that a folder on the way from the root says: train, val or test; empty where none does."""
-    names = {
-        "train": "train",
-        "training": "train",
-        "val": "val",
-        "validation": "val",
-        "test": "test",
-        "testing": "test",
-    }
     parts = Path(os.path.relpath(path, root)).parts[:-1]
-    return next((names[part.lower()] for part in parts if part.lower() in names), "")
+    return next((SPLIT_FOLDERS[part.lower()] for part in parts if part.lower() in SPLIT_FOLDERS), "")
 
 
 def chosen_channels(there: Sequence[str], wanted: Sequence[str], root: Path, layout: str) -> list[str]:
@@ -120,11 +119,11 @@ def chosen_channels(there: Sequence[str], wanted: Sequence[str], root: Path, lay
 
 def _plain_name(path: str) -> str:
     """A path with one ending that can be cut off, and what its mark names in it."""
-    from anodiff.data.volumes.marks import CHANNELS_MARK
+    from anodiff.data.volumes.marks import CHANNELS_MARK, CUT_OFF
 
     common, mark, _ = path.rpartition(CHANNELS_MARK)
     if mark:
-        return f"{common.rstrip('_-.')}.volume"
+        return f"{common.rstrip(CUT_OFF)}.volume"
     found = _MARKS.search(path)
     file, rest = (path[: found.start()], found[0]) if found else (path, "")
     name = os.path.join(os.path.dirname(file), stem_of(file))

@@ -11,6 +11,7 @@ from typing import Literal
 from anodiff.data.readers import image_suffix
 from anodiff.data.table import make_ids
 from anodiff.data.volumes.dicom import Frame, Group, group_frames, group_key, read_frames
+from anodiff.data.volumes.marks import CHANNELS_MARK, CUT_OFF
 from anodiff.data.volumes.nifti import count_volumes, sniff
 from anodiff.data.volumes.stack import STACK_MARK, find_stacks
 from anodiff.data.volumes.volume import Found, VolumeSource
@@ -181,6 +182,8 @@ def with_ids(sources: list[VolumeSource]) -> list[VolumeSource]:
 
 def _plain_name(source: VolumeSource) -> str:
     """A path whose last extension can be cut off: the mark moves before it."""
+    if CHANNELS_MARK in source.path:
+        return f"{source.path.rpartition(CHANNELS_MARK)[0].rstrip(CUT_OFF)}.volume"
     file, mark = split_mark(source.path)
     path = Path(file)
     if source.kind == "stack":

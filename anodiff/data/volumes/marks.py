@@ -17,6 +17,8 @@ from anodiff.data.volumes.volume import MAX_VOXELS, Volume, check_voxels
 from anodiff.errors import InputError
 
 CHANNELS_MARK, LABELS_MARK = "#channels=", "#labels="
+#: what the common beginning of channels' names may end in, and the name of their volume does not
+CUT_OFF = "_-./\\"
 #: two grids are one where no voxel centre differs by more than this part of the smallest voxel side
 SAME_PLACE = 0.01
 

@@ -1,0 +1,199 @@
+"""A detection result to look at: a figure in a script, a slider over images and slices in a notebook."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from anodiff.visualize.heatmap import HeatScale, colourise, display_image, overlay
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from anodiff.anomaly.detector import DetectionResult
+
+INCHES = 3.2
+#: at most so many values are looked at for a scale of an uncalibrated result
+VALUES = 1 << 20
+
+
+def show(result: DetectionResult, images: Tensor | None = None, scale: HeatScale | None = None) -> Any:
+    """Image, reconstruction and map of each of N images, or of each slice along the last axis of N volumes.
+
+    In a notebook with ipywidgets a widget with sliders; else a matplotlib figure, with sliders where there is more
+    than one thing to see, shown where there is a screen.
+
+    images: (N, C, *S) that the result is of, as the detector got them: the map is drawn over them. None shows it alone.
+    scale: of the colours, the same for all; None takes that of the calibration (median of normal pixels dark, the 1 %
+        pixel threshold in the middle), else one of the result's own values.
+
+    Raises:
+        ValueError: images of another number or size than the maps, or no image at all.
+    """
+    viewer = Viewer(result, images, scale)
+    widgets = _widgets() if len(viewer.ranges) else None
+    return viewer.figure() if widgets is None else viewer.widget(widgets)
+
+
+class Viewer:
+    """What is shown of each place: arguments as of :func:`show`.
+
+    ranges: by name how many there are to choose from: "image" and, of volumes, "slice"; what has only one is left out.
+    """
+
+    def __init__(self, result: DetectionResult, images: Tensor | None, scale: HeatScale | None) -> None:
+        count, *size = result.maps.shape
+        if not count:
+            raise ValueError("show: expected a result of at least one image, found none")
+        if images is not None and (len(images), *images.shape[2:]) != (count, *size):
+            raise ValueError(f"show: expected {count} images of {tuple(size)}, found {tuple(images.shape)}")
+        self.result, self.images = result, images
+        self.scale = scale or scale_of(result)
+        self.volumes = len(size) == 3
+        ends = [float(each.amin()) for each in self._pictures] + [float(each.amax()) for each in self._pictures]
+        self.black, self.white = min(ends), max(ends)
+        sizes = {"image": count} | ({"slice": size[2]} if self.volumes else {})
+        self.ranges = {name: length for name, length in sizes.items() if length > 1}
+
+    @property
+    def _pictures(self) -> list[Tensor]:
+        return [self.result.reconstructions] if self.images is None else [self.images, self.result.reconstructions]
+
+    def start(self) -> dict[str, int]:
+        """What is shown first: the image with the highest score, the slice with its map's peak."""
+        chosen = {"image": int(self.result.scores.argmax())}
+        if self.volumes:
+            chosen["slice"] = int(self.result.maps[chosen["image"]].flatten(0, 1).amax(dim=0).argmax())
+        return {name: value for name, value in chosen.items() if name in self.ranges}
+
+    def title(self, image: int) -> str:
+        """Score and decision of an image in one line."""
+        result = self.result
+        text = f"image {image}: score {float(result.scores[image]):.3g}"
+        if bool(result.p_values[image].isfinite()):
+            text += f", p {float(result.p_values[image]):.2g}"
+        if result.is_anomalous is not None:
+            text += ", anomalous" if bool(result.is_anomalous[image]) else ", normal"
+        return text
+
+    def panels(self, image: int = 0, slice: int = 0) -> dict[str, NDArray[np.uint8]]:
+        """Pictures of one place by their titles, uint8 (H, W) or (H, W, 3)."""
+        found = self._plane(self.result.maps[image], slice)
+        made = display_image(self._channels(self.result.reconstructions[image], slice), self.black, self.white)
+        if self.images is None:
+            return {"reconstruction": made, "anomaly map": colourise(found, self.scale)}
+        seen = display_image(self._channels(self.images[image], slice), self.black, self.white)
+        return {"image": seen, "reconstruction": made, "anomaly map": overlay(seen, found, self.scale)}
+
+    def figure(self) -> Figure:
+        """A matplotlib figure with sliders, shown where the backend has a screen."""
+        import matplotlib
+        from matplotlib import pyplot
+        from matplotlib.backends import BackendFilter, backend_registry
+        from matplotlib.widgets import Slider
+
+        at = self.start()
+        panels = self.panels(**at)
+        figure, axes = pyplot.subplots(1, len(panels), figsize=(INCHES * len(panels), INCHES + 0.4 * len(self.ranges)))
+        pictures = [axis.imshow(panel, cmap="gray", vmin=0, vmax=255) for axis, panel in zip(axes, panels.values())]  # noqa: B905
+        for axis, title in zip(axes, panels, strict=True):
+            axis.set_title(title)
+            axis.axis("off")
+        figure.suptitle(self.title(at.get("image", 0)))
+        figure.subplots_adjust(bottom=0.06 + 0.09 * len(self.ranges), top=0.82, left=0.02, right=0.98)
+
+        def redraw(_: float) -> None:
+            chosen = {name: int(slider.val) for name, slider in sliders.items()}
+            for picture, panel in zip(pictures, self.panels(**chosen).values(), strict=True):
+                picture.set_data(panel)
+            figure.suptitle(self.title(chosen.get("image", 0)))
+            figure.canvas.draw_idle()
+
+        sliders = {}
+        for row, (name, length) in enumerate(self.ranges.items()):
+            place = figure.add_axes((0.2, 0.03 + 0.08 * row, 0.6, 0.04))
+            sliders[name] = Slider(place, name, 0, length - 1, valinit=at[name], valstep=1)
+            sliders[name].on_changed(redraw)
+        figure.anodiff_sliders = sliders  # type: ignore[attr-defined]  # a slider that nobody holds does not move
+        if matplotlib.get_backend().lower() in backend_registry.list_builtin(BackendFilter.INTERACTIVE):
+            pyplot.show()
+        return figure
+
+    def widget(self, widgets: Any) -> Any:
+        """Sliders and a picture for a notebook; ``widgets`` is the module ipywidgets."""
+        at = self.start()
+        picture = widgets.Image(format="png")
+        sliders = {
+            name: widgets.IntSlider(value=at[name], min=0, max=length - 1, description=name)
+            for name, length in self.ranges.items()
+        }
+
+        def redraw(_: Any = None) -> None:
+            picture.value = self.png(**{name: slider.value for name, slider in sliders.items()})
+
+        for slider in sliders.values():
+            slider.observe(redraw, names="value")
+        redraw()
+        return widgets.VBox([*sliders.values(), picture])
+
+    def png(self, **at: int) -> bytes:
+        """The panels of one place with their titles, as a PNG."""
+        import io
+
+        from matplotlib.figure import Figure
+
+        panels = self.panels(**at)
+        figure = Figure(figsize=(INCHES * len(panels), INCHES), layout="constrained")
+        for axis, (title, panel) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+            axis.imshow(panel, cmap="gray", vmin=0, vmax=255)
+            axis.set_title(title)
+            axis.axis("off")
+        figure.suptitle(self.title(at.get("image", 0)))
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png")
+        return stream.getvalue()
+
+    def _plane(self, values: Tensor, slice: int) -> NDArray[np.float32]:
+        """(H, W), or a slice of (I, J, K) with j down and i across."""
+        array: NDArray[np.float32] = values.detach().cpu().float().numpy()
+        return array[:, :, slice].T if self.volumes else array
+
+    def _channels(self, values: Tensor, slice: int) -> NDArray[np.float32]:
+        """(H, W, C) of (C, *S)."""
+        return np.stack([self._plane(channel, slice) for channel in values], axis=2)
+
+
+def scale_of(result: DetectionResult) -> HeatScale:
+    """The calibration's colour scale; without one, from the median of all maps over their 99 % quantile."""
+    if result.pixel_quantiles is not None:
+        return scale_of_normals(result.pixel_quantiles)
+    values = result.maps.flatten().float().cpu()
+    low, centre = torch.quantile(values[:: max(1, len(values) // VALUES)][:VALUES], torch.tensor([0.5, 0.99])).tolist()
+    reach = centre if centre > low else low + 1.0
+    return HeatScale(low, reach, reach + 2.0 * (reach - low), calibrated=False)
+
+
+def scale_of_normals(quantiles: Mapping[float, float]) -> HeatScale:
+    """From the values of normal pixels by their share: the median dark, the 1 % threshold in the middle."""
+    low = quantiles[0.5]
+    above = [value for share, value in sorted(quantiles.items()) if share >= 0.99 and value > low]
+    return HeatScale.around(low, above[0] if above else low + 1.0)
+
+
+def _widgets() -> Any:
+    """ipywidgets where it is installed and a notebook asks; else None."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    if shell is None or not hasattr(shell, "kernel"):
+        return None
+    try:
+        import ipywidgets
+    except ImportError:
+        return None
+    return ipywidgets
