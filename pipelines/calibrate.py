@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 #: keys of the recipe that a calibration may set; the others are what the model was trained with
 OPEN_KEYS = (
     "engine", "preset", "presets", "polarity", "calibration",
-    "preprocess.max_pixels", "preprocess.channel", "preprocess.value_range",
+    "preprocess.max_pixels", "preprocess.channel", "preprocess.value_range", "volume",
 )  # fmt: skip
 #: a larger share of normals that the model has learnt from is refused
 MOST_TRAINED = 0.5
@@ -103,9 +103,22 @@ def run(
 ) -> tuple[Path, tuple[str, ...]]:
     """Calibrate a preset and write the model with it; returns the new file, and a sentence for each image left out."""
     from anodiff.anomaly import AnomalyDetector
+    from anodiff.data.layouts import load_table
+    from anodiff.pipelines import clip_calibration, volume_calibrating, volume_scoring
 
     new_file(output)
     model = open_model(model_path, overrides, OPEN_KEYS)
+    if model.config.video is not None:
+        return clip_calibration.run(
+            model, normals, output, preset=preset, allow_trained=allow_trained, layout=layout, device=device,
+            precision=precision, batch_size=batch_size, seed=seed, quiet=quiet,
+        )  # fmt: skip
+    if volume_scoring.concerns(model, [str(normals)]):
+        samples = load_table(normals, layout, normal=normal, group_by=group_by)
+        return volume_calibrating.run(
+            model_path, normals, output, samples, preset=preset, device=device, precision=precision,
+            batch_size=batch_size, seed=seed, overrides=overrides, quiet=quiet,
+        )  # fmt: skip
     detector = AnomalyDetector(model, preset or model.config.preset, device=device, precision=precision, seed=seed)
     known = read_normals(
         model,

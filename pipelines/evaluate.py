@@ -122,12 +122,24 @@ def run(
     from anodiff.engine.store import ResultStore
     from anodiff.files import write_json
     from anodiff.metrics import curves_of
+    from anodiff.pipelines import clip_scoring, volume_evaluating, volume_scoring
     from anodiff.pipelines.reporting import write_score_report
     from anodiff.pipelines.scoring import Outputs, ScoreJob, items_of_table, run_settings, score_items
     from anodiff.pipelines.truth import write_truth
 
     model = open_model(model_path, overrides, OPEN_KEYS)
+    if model.config.video is not None:
+        return clip_scoring.evaluate(
+            model, model_path, data, output, preset=preset, split=split, subset=subset, baselines=baselines,
+            layout=layout, heatmaps=heatmaps, overwrite=overwrite, device=device, precision=precision,
+            batch_size=batch_size, seed=seed, quiet=quiet,
+        )  # fmt: skip
     samples = load_table(data, layout, normal=normal, group_by=group_by)
+    if volume_scoring.concerns(model, list(samples.table["path"])):
+        return volume_evaluating.run(
+            model_path, data, output, samples, preset=preset, split=split, subset=subset, heatmaps=heatmaps,
+            overwrite=overwrite, device=device, precision=precision, seed=seed, overrides=overrides, quiet=quiet,
+        )  # fmt: skip
     chosen = chosen_split(samples, split)
     say(f"{data}: layout {samples.layout}; {len(chosen)} images to measure", quiet)
     doubts = split_notes(samples, chosen)

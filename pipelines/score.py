@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 #: keys of the recipe that scoring may override; the others are what the model was trained with
 OPEN_KEYS = (
-    "engine", "presets", "polarity", "preprocess.max_pixels", "preprocess.channel", "preprocess.value_range",
+    "engine", "presets", "polarity", "preprocess.max_pixels", "preprocess.channel", "preprocess.value_range", "volume",
+    "video.false_alarms_per_hour",
 )  # fmt: skip
 
 
@@ -39,8 +40,17 @@ def main(
     output: Output,
     preset: Preset = None,
     map_format: Annotated[Literal["npy", "tiff"], typer.Option(help="Format of the float maps.")] = "npy",
-    maps: Annotated[bool, typer.Option(help="Keep the float maps.")] = True,
+    maps: Annotated[
+        bool | None, typer.Option("--maps/--no-maps", help="Keep the float maps; by default not those of clips.")
+    ] = None,
     heatmaps: Annotated[bool, typer.Option(help="Draw the heatmaps.")] = True,
+    dicom: Annotated[
+        list[str] | None,
+        typer.Option(metavar="pm|seg|sc", help="Of DICOM volumes also a parametric map, segmentation, overlay."),
+    ] = None,
+    show_phi: Annotated[
+        bool, typer.Option("--show-phi", help="Name the patients of DICOM volumes in the report.")
+    ] = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -48,7 +58,10 @@ def main(
     seed: Seed = 0,
     set_: Set = None,
 ) -> None:
-    """Score images: OUTPUT/scores.csv, maps/, heatmaps/ and report.html.
+    """Score images, volumes or clips: OUTPUT/scores.csv, maps/, heatmaps/ and report.html.
+
+    Volumes (NIfTI, MGH, folders of DICOM) get a NIfTI map each, slices.csv and lesions.csv; clips (videos, folders of
+    frames, with a model of clips) frames.csv and events.csv, and no report.
 
     A broken input becomes a row with its error. A run that was killed goes on where it stopped when the same command
     is given again.
@@ -58,6 +71,8 @@ def main(
       anodiff score runs/brain/model.safetensors scans/ --output out/scans
       anodiff score model.safetensors 'night/*.png' day.csv --output out/day --preset one-step
       anodiff score model.safetensors scans/ --output out/scans --set engine.network_batch=64 --device cuda
+      anodiff score model.safetensors study/ --output out/ct --dicom sc
+      anodiff score runs/ped2/model.safetensors night.mp4 --output out/night
     """
     summary = run(
         model,
@@ -67,6 +82,8 @@ def main(
         map_format=map_format,
         maps=maps,
         heatmaps=heatmaps,
+        dicom=dicom or (),
+        show_phi=show_phi,
         overwrite=overwrite,
         device=device,
         precision=precision,
@@ -84,8 +101,10 @@ def run(
     *,
     preset: str | None = None,
     map_format: str = "npy",
-    maps: bool = True,
+    maps: bool | None = None,
     heatmaps: bool = True,
+    dicom: Sequence[str] = (),
+    show_phi: bool = False,
     overwrite: bool = False,
     device: str = "auto",
     precision: str = "auto",
@@ -98,10 +117,22 @@ def run(
     from anodiff.anomaly import AnomalyDetector
     from anodiff.data.layouts import expand_inputs
     from anodiff.engine.store import ResultStore
+    from anodiff.pipelines import clip_scoring, volume_scoring
     from anodiff.pipelines.reporting import write_score_report
     from anodiff.pipelines.scoring import Outputs, ScoreJob, items_of_paths, run_settings, score_items
 
     model = open_model(model_path, overrides, OPEN_KEYS)
+    if model.config.video is not None:
+        return clip_scoring.run(
+            model, model_path, inputs, output, preset=preset, maps=bool(maps), heatmaps=heatmaps, overwrite=overwrite,
+            device=device, precision=precision, batch_size=batch_size, seed=seed, quiet=quiet,
+        )  # fmt: skip
+    maps = maps is not False
+    if volume_scoring.concerns(model, inputs):
+        return volume_scoring.run(
+            model_path, inputs, output, preset=preset, maps=maps, heatmaps=heatmaps, dicom=dicom, show_phi=show_phi,
+            overwrite=overwrite, device=device, precision=precision, seed=seed, overrides=overrides, quiet=quiet,
+        )  # fmt: skip
     items = items_of_paths(outside(expand_inputs(inputs), output))
     detector = AnomalyDetector(model, preset or model.config.preset, device=device, precision=precision, seed=seed)
     outputs = Outputs(output, map_format, maps, heatmaps)

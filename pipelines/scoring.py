@@ -25,7 +25,7 @@ from anodiff.engine.store import STATE_FOLDER, Item, ResultStore
 from anodiff.errors import InputError
 from anodiff.files import atomic_write, load_map, make_folder, save_map
 from anodiff.model import DiffusionModel
-from anodiff.pipelines.common import file_digest
+from anodiff.pipelines.common import file_digest, say
 from anodiff.pipelines.heatmaps import NOT_DRAWN, add_heatmaps, with_heatmaps
 from anodiff.pipelines.pictures import (
     calibrated_scale,
@@ -193,6 +193,8 @@ def score_items(
         make_folder(job.outputs.folder / name)
     with Progress(len(items), "images", "scoring", quiet=quiet) as progress:
         summary = run_job(job, items, store, workers=workers, batch_size=batch_size, progress=progress)
+    for note in job.detector.denoiser.notes:
+        say(f"note: {note}", quiet)
     if not summary.interrupted and job.detector.calibration is None:
         drawing = add_heatmaps(job, items, store, workers=workers, quiet=quiet)
         summary = summary if drawing is None else with_heatmaps(summary, drawing, store)
@@ -211,6 +213,7 @@ def run_settings(
         "device": detector.denoiser.device.type,
         "precision": detector.denoiser.precision,
         "network_batch": detector.denoiser.network_batch,
+        "compiled": detector.denoiser.compiled,
         "map_format": outputs.map_format if outputs.maps else None,
         "heatmaps": outputs.heatmaps,
     }

@@ -79,12 +79,21 @@ def run(
     from anodiff.data.layouts import load_table
     from anodiff.engine.device import resolve_device, resolve_precision
     from anodiff.files import make_folder
+    from anodiff.pipelines import clip_training, volume_training
     from anodiff.training import Trainer, load_checkpoint, load_images, split_normals
     from anodiff.training.processes import processes
 
     config = load_config(config_name, overrides)
     check_presets(config)
+    if config.video is not None:
+        return clip_training.run(
+            config, data, output, resume=resume, layout=layout, device=device, precision=precision, quiet=quiet
+        )
     samples = load_table(data, layout, normal=normal, group_by=group_by)
+    if config.volume is not None:
+        return volume_training.run(
+            config, data, output, samples, resume=resume, device=device, precision=precision, quiet=quiet
+        )
     chosen = resolve_device(device)
     checkpoint = output / "checkpoint.pt"
     refuse_to_overwrite(output, checkpoint, resume)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anodiff.engine import files
+from anodiff import files
 from anodiff.errors import StorageError
 
 

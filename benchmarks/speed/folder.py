@@ -5,9 +5,9 @@
 Ours is `anodiff score` as a user runs it: reading, scoring with the preset `default`, maps, heatmaps, report and the
 record of the run. The peer reads the same PNGs, adds simplex noise of the `opensimplex` package to step 250, goes 250
 steps back with a fresh field a step (batches of 5), and takes the squared error; nothing is written. It is timed on 20
-images, a share of them in each turn, and the time of an image compared; its noise is compiled before. Both are trained on the same synthetic slices with as many images, the peer
-on simplex noise; pixel AP is of the same 20 images for the peer and of all for ours, and of those 20. Prints a table,
-writes folder.json beside this file.
+images, a share of them in each turn, and the time of an image compared; its noise is compiled before. Both are trained
+on the same synthetic slices with as many images, the peer on simplex noise; pixel AP is of the same 20 images for the
+peer and of all for ours, and of those 20. Prints a table, writes folder.json beside this file.
 """
 
 from __future__ import annotations

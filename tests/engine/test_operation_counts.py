@@ -15,7 +15,6 @@ from anodiff.diffusion.noise import sample_noise
 from anodiff.engine.inference import InferenceDenoiser
 from anodiff.networks import UNet
 
-
 #: operations that copy a tensor, or hand on the one they were given
 MOVES = ("clone", "copy_", "_to_copy", "to", "contiguous", "reshape")
 #: a value that the host waits for; ``item`` under inference mode

@@ -25,7 +25,7 @@ from PIL import Image
 import anodiff as library
 from anodiff.config import parse_config
 from anodiff.data.readers import read_image
-from anodiff.engine import files
+from anodiff import files
 from anodiff.files import load_map
 from anodiff.model import build_denoiser
 

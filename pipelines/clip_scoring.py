@@ -1,0 +1,323 @@
+"""`anodiff score` and `anodiff evaluate` for a model of clips: scores, frames, events, pictures, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from anodiff.anomaly.clips import ClipDetector
+from anodiff.anomaly.temporal import smooth_in_time
+from anodiff.engine.loop import Summary, run_job
+from anodiff.engine.progress import Progress
+from anodiff.engine.store import Item, ResultStore
+from anodiff.errors import DataError
+from anodiff.files import make_folder, write_csv, write_json
+from anodiff.pipelines.clip_job import FRAMES, THUMBNAILS, ClipJob, ClipOutputs, FrameTable, event_of
+from anodiff.pipelines.common import file_digest, say, table_text
+from anodiff.pipelines.event_files import frame_row, write_events_csv, write_frames_csv
+from anodiff.pipelines.scoring import COLUMNS
+
+if TYPE_CHECKING:
+    from anodiff.anomaly.video_baselines import VideoBaseline
+    from anodiff.config import VideoConfig
+    from anodiff.data.video.table import ClipRow, ClipTable
+    from anodiff.metrics.frames import ClipScores
+    from anodiff.model import DiffusionModel
+
+SHOWN = ("frame_auroc_micro", "frame_auroc_macro", "frame_ap_micro")
+CLIP_COLUMNS = ("clip", "frames", "anomalous_frames", "seconds", "auroc", "ap", "highest", "reason")
+
+
+def run(
+    model: DiffusionModel,
+    model_path: Path,
+    inputs: Sequence[str],
+    output: Path,
+    *,
+    preset: str | None = None,
+    maps: bool = False,
+    heatmaps: bool = True,
+    overwrite: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 16,
+    seed: int = 0,
+    quiet: bool = False,
+) -> Summary:
+    """Score recorded clips; returns what was done. Errors of the run as a whole are AnodiffErrors."""
+    from anodiff.data.video.clip import expand_clips, is_live
+    from anodiff.pipelines.score import outside
+
+    sources = expand_clips(inputs)
+    streams = [source.path for source in sources if is_live(source.path)]
+    if streams:
+        raise DataError(f"{streams[0]}: expected files or folders, found a stream; anodiff watch scores streams")
+    inside = set(outside([source.path for source in sources], output))
+    items = [Item(source.id, source.path, file=stamped(source.path)) for source in sources if source.path in inside]
+    detector = ClipDetector(model, preset or model.config.preset, device=device, precision=precision, seed=seed)
+    job = job_of(model, detector, ClipOutputs(output, maps, heatmaps), batch_size)
+    for note in job.notes:
+        say(f"note: {note}", quiet)
+    with ResultStore.open(output, run_settings(model_path, job), overwrite=overwrite) as store:
+        summary = score_items(job, items, store, workers=model.config.engine.workers, quiet=quiet)
+    say(f"{summary.sentence().replace('images/s', 'clips/s')}; {detector.nfe} denoiser calls a frame", quiet)
+    say(f"wrote {output / 'scores.csv'}, frames.csv and events.csv", quiet)
+    return summary
+
+
+def evaluate(
+    model: DiffusionModel,
+    model_path: Path,
+    data: Path,
+    output: Path,
+    *,
+    preset: str | None = None,
+    split: str | None = None,
+    subset: int | None = None,
+    baselines: bool = False,
+    layout: str = "auto",
+    heatmaps: bool = True,
+    overwrite: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 16,
+    seed: int = 0,
+    quiet: bool = False,
+) -> tuple[Summary, dict[str, Any]]:
+    """Score and measure labelled clips; returns what was done and the metrics (empty where the run was interrupted).
+
+    metrics.json holds the metrics of frame scores as they are, and those smoothed over time under ``smoothed``; with
+    ``baselines``, baselines.json the same of the trivial ones. Nothing is normalised within a clip.
+    """
+    from anodiff.data.video.layouts import load_clips
+
+    table = load_clips(data, layout)
+    rows = chosen(table, split, subset, seed)
+    say(f"{data}: layout {table.layout}; {len(rows)} clips to measure", quiet)
+    items = [Item(row.id, row.path, row, file=stamped(row.path)) for row in rows]
+    detector = ClipDetector(model, preset or model.config.preset, device=device, precision=precision, seed=seed)
+    job = job_of(model, detector, ClipOutputs(output, heatmaps=heatmaps), batch_size)
+    for note in job.notes:
+        say(f"note: {note}", quiet)
+    with ResultStore.open(output, run_settings(model_path, job), overwrite=overwrite) as store:
+        summary = score_items(job, items, store, workers=model.config.engine.workers, quiet=quiet)
+        recorded = list(store.rows(items))
+    if summary.interrupted:
+        say(f"{summary.sentence()}; wrote {output / 'scores.csv'}", quiet)
+        return summary, {}
+    raw, smoothed = truths_of(job, items, recorded)
+    seconds = [row["seconds"] for row in recorded if row["status"] == "ok"]
+    metrics = {
+        **measured(raw, smoothed),
+        "nfe": detector.nfe,
+        "seconds_per_frame": sum(seconds) / len(seconds),
+        "n_failed": sum(row["status"] == "failed" for row in recorded),
+    }
+    write_json(output / "metrics.json", metrics)
+    write_csv(output / "clips.csv", CLIP_COLUMNS, clip_rows(smoothed))
+    typer.echo(table_text(["metric", "value", "95 % low", "high"], metric_rows(metrics)))
+    if baselines:
+        compared = measure_baselines(rows, normal_rows(table), detector.video, quiet=quiet)
+        write_json(output / "baselines.json", compared)
+        typer.echo("\n" + table_text(["method", *SHOWN, "smoothed micro", "macro"], baseline_rows(metrics, compared)))
+    say(f"{summary.sentence().replace('images/s', 'clips/s')}; {detector.nfe} denoiser calls a frame", quiet)
+    say(f"wrote {output / 'metrics.json'}", quiet)
+    return summary, metrics
+
+
+def job_of(model: DiffusionModel, detector: ClipDetector, outputs: ClipOutputs, batch_size: int) -> ClipJob:
+    """The job of a model and its detector."""
+    return ClipJob(detector, outputs, model.config.preprocess.max_pixels, batch_size=batch_size)
+
+
+def score_items(
+    job: ClipJob, items: Sequence[Item], store: ResultStore, *, workers: int, quiet: bool = False
+) -> Summary:
+    """Runs the job over the clips and writes scores.csv, frames.csv and events.csv of all that are recorded."""
+    outputs = job.outputs
+    pictured = outputs.heatmaps and job.scale is not None
+    for name in (FRAMES, *["maps"] * outputs.maps, *["heatmaps", THUMBNAILS] * pictured):
+        make_folder(outputs.folder / name)
+    with Progress(len(items), "clips", "scoring", quiet=quiet) as progress:
+        job.progress = progress
+        summary = run_job(job, items, store, workers=workers, batch_size=1, progress=progress)
+    store.export_csv(outputs.folder / "scores.csv", COLUMNS, items)
+    rows = [row for row in store.rows(items) if row["status"] == "ok"]
+    for row in rows:
+        if row["error"]:
+            say(f"note: {row['error']}", quiet)
+    write_frames_csv(outputs.folder / "frames.csv", frame_rows(job, rows))
+    write_events_csv(outputs.folder / "events.csv", (event_of(event) for row in rows for event in row["events"]))
+    return summary
+
+
+def frame_rows(job: ClipJob, rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """frames.csv: every frame of the recorded clips; anomalous where smoothed is above the frame threshold."""
+    threshold = None if job.detector.calibration is None else job.detector.calibration.threshold
+    for row in rows:
+        frames = FrameTable.load(job.outputs.folder / row["frames"])
+        for index, time, score, smoothed in zip(
+            frames.index.tolist(), frames.time.tolist(), frames.score.tolist(), frames.smoothed.tolist(), strict=True
+        ):
+            yield frame_row(
+                row["id"], index, time, score, smoothed, None if threshold is None else smoothed > threshold
+            )
+
+
+def run_settings(model_path: Path, job: ClipJob) -> dict[str, Any]:
+    """Everything that decides what a run writes, flat: a run is resumed only where all of it is the same."""
+    detector = job.detector
+    settings = {
+        "model": file_digest(model_path),
+        "preset": detector.name,
+        "seed": detector.seed,
+        "device": detector.denoiser.device.type,
+        "precision": detector.denoiser.precision,
+        "network_batch": detector.denoiser.network_batch,
+        "compiled": detector.denoiser.compiled,
+        "maps": job.outputs.maps,
+        "heatmaps": job.outputs.heatmaps,
+        "false_alarms_per_hour": detector.video.false_alarms_per_hour,
+    }
+    settings |= {f"preprocess.{key}": value for key, value in detector.preprocess.items()}
+    settings |= {f"video.{key}": value for key, value in detector.video_settings().items()}
+    return settings | {f"detector.{key}": value for key, value in detector.settings.to_json().items()}
+
+
+def stamped(path: str) -> str:
+    """The file whose size and time tell whether a clip has changed: of a folder of frames the last one."""
+    from anodiff.data.video.clip import list_frames
+
+    return next(reversed(list_frames(path)), path) if Path(path).is_dir() else path
+
+
+def chosen(table: ClipTable, split: str | None, subset: int | None, seed: int) -> list[ClipRow]:
+    """The clips to measure: of the split asked for, by default test, or all where there are no splits.
+
+    Raises DataError where no truth is known of any of them.
+    """
+    import numpy as np
+
+    named = {row.split for row in table.rows}
+    rows = list(table.split(split or ("test" if "test" in named else "")).rows)
+    if subset is not None and subset < len(rows):
+        kept = np.sort(np.random.default_rng(seed).permutation(len(rows))[:subset])
+        rows = [rows[number] for number in kept]
+    if all(row.truth is None and row.events is None for row in rows):
+        raise DataError(
+            f"{table.root}: expected truth of frames to measure against, found none for {len(rows)} clips; "
+            "use anodiff score for clips of which nothing is known"
+        )
+    return rows
+
+
+def normal_rows(table: ClipTable) -> list[ClipRow]:
+    """The normal clips that a baseline may learn from."""
+    from anodiff.pipelines.clip_training import normal_clips
+
+    return normal_clips(table)
+
+
+def truths_of(
+    job: ClipJob, items: Sequence[Item], rows: Sequence[dict[str, Any]]
+) -> tuple[list[ClipScores], list[ClipScores]]:
+    """The recorded clips of which the truth is known: with scores as they are, and smoothed over time."""
+    from anodiff.metrics.frames import clip_scores
+
+    known = {item.id: item.extra for item in items}
+    raw, smoothed = [], []
+    for row in rows:
+        if row["status"] != "ok":
+            continue
+        frames, clip = FrameTable.load(job.outputs.folder / row["frames"]), known[row["id"]]
+        truth = clip.truth_at(frames.time, broken=bool(row["error"]))
+        if truth is not None:
+            raw.append(clip_scores(row["id"], frames.score, truth, frames.time))
+            smoothed.append(clip_scores(row["id"], frames.smoothed, truth, frames.time))
+    if not raw:
+        raise DataError(f"{job.outputs.folder}: expected scored clips with truth, found none")
+    return raw, smoothed
+
+
+def measured(raw: Sequence[ClipScores], smoothed: Sequence[ClipScores]) -> dict[str, Any]:
+    """Metrics of frames as they are, of frames smoothed, and alarms of the smoothed ones."""
+    from anodiff.metrics.alarms import evaluate_alarms
+    from anodiff.metrics.frames import evaluate_frames
+
+    return {**evaluate_frames(raw), "smoothed": evaluate_frames(smoothed), "alarms": evaluate_alarms(smoothed)}
+
+
+def clip_rows(smoothed: Sequence[ClipScores]) -> list[dict[str, Any]]:
+    """clips.csv: what was reached in each clip, by smoothed scores."""
+    from anodiff.metrics.frames import per_clip_table
+
+    return per_clip_table(smoothed)
+
+
+def metric_rows(metrics: dict[str, Any]) -> list[list[Any]]:
+    """The metrics as rows of a table."""
+    parts = ((metrics, ""), (metrics["smoothed"], ", smoothed"))
+    return [
+        [name + said, part[name], *(part[f"{name}_ci95"] or (None, None))] for part, said in parts for name in SHOWN
+    ]
+
+
+def measure_baselines(
+    rows: Sequence[ClipRow], normals: Sequence[ClipRow], video: VideoConfig, *, quiet: bool = False
+) -> dict[str, Any]:
+    """{name: metrics} of the trivial methods on the same clips, smoothed over time in the same way."""
+    from anodiff.anomaly.video_baselines import standard_video_baselines
+
+    methods = standard_video_baselines()
+    found = {}
+    with Progress(len(methods) * len(rows), "clips", "baselines", quiet=quiet) as progress:
+        for method in methods:
+            method.fit(pixels_of(row, video) for row in normals)
+            clips = []
+            for row in rows:
+                clips.append(baseline_clip(method, row, video))
+                progress.update(1, method=method.name)
+            raw, smoothed = ([clip[part] for clip in clips if clip is not None] for part in (0, 1))
+            found[method.name] = measured(raw, smoothed)
+    return found
+
+
+def baseline_clip(method: VideoBaseline, row: ClipRow, video: VideoConfig) -> tuple[ClipScores, ClipScores] | None:
+    """A clip as a baseline scores it, as it is and smoothed; None where its truth is unknown."""
+    from anodiff.data.video.clip import open_clip
+    from anodiff.metrics.frames import clip_scores
+
+    times: list[float] = []
+
+    def pixels() -> Iterator[Any]:
+        for frame in clip:
+            times.append(frame.time)
+            yield frame.pixels
+
+    with open_clip(row.path, fps=row.fps or video.fps) as clip:
+        scores = method.scores(pixels())
+        truth = row.truth_at(times, broken=bool(clip.broken))
+    if truth is None:
+        return None
+    smooth = smooth_in_time(times, scores, video.smooth_s)
+    return clip_scores(row.id, scores, truth, times), clip_scores(row.id, smooth, truth, times)
+
+
+def pixels_of(row: ClipRow, video: VideoConfig) -> Iterator[Any]:
+    """The frames of a clip."""
+    from anodiff.data.video.clip import open_clip
+
+    with open_clip(row.path, fps=row.fps or video.fps) as clip:
+        for frame in clip:
+            yield frame.pixels
+
+
+def baseline_rows(metrics: dict[str, Any], compared: dict[str, Any]) -> list[list[Any]]:
+    """The model and the baselines as rows of a table."""
+    return [
+        [name, *(part[key] for key in SHOWN), part["smoothed"][SHOWN[0]], part["smoothed"][SHOWN[1]]]
+        for name, part in {"model": metrics, **compared}.items()
+    ]
