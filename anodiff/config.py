@@ -264,6 +264,13 @@ class VolumeConfig(Section):
             raise ValueError("neighbours and statistics of slices belong to mode slices, found mode patches")
         if self.statistics == "slice" and self.neighbours:
             raise ValueError("neighbours need intensities of the whole volume: expected statistics volume")
+        if self.statistics == "slice" and (self.foreground_erode_mm or self.crop_to_foreground):
+            raise ValueError(
+                "foreground_erode_mm and crop_to_foreground need the foreground of the whole volume: expected "
+                "statistics volume"
+            )
+        if self.crop_to_foreground and self.size is None:
+            raise ValueError("crop_to_foreground says where size voxels are taken: expected volume.size, found none")
         return self
 
     @property

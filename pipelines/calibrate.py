@@ -114,10 +114,11 @@ def run(
             precision=precision, batch_size=batch_size, seed=seed, quiet=quiet,
         )  # fmt: skip
     if volume_scoring.concerns(model, [str(normals)]):
-        samples = load_table(normals, layout, normal=normal, group_by=group_by)
+        known = model.provenance.get("channels", ())
+        samples = load_table(normals, layout, normal=normal, group_by=group_by, channels=known)
         return volume_calibrating.run(
-            model_path, normals, output, samples, preset=preset, device=device, precision=precision,
-            batch_size=batch_size, seed=seed, overrides=overrides, quiet=quiet,
+            model_path, normals, output, samples, preset=preset, allow_trained=allow_trained, device=device,
+            precision=precision, batch_size=batch_size, seed=seed, overrides=overrides, quiet=quiet,
         )  # fmt: skip
     detector = AnomalyDetector(model, preset or model.config.preset, device=device, precision=precision, seed=seed)
     known = read_normals(
@@ -195,7 +196,9 @@ def read_normals(
     return CalibrationNormals(deciding, first, notes)
 
 
-def trained_note(model: DiffusionModel, hashes: Sequence[int], normals: Path, allowed: bool) -> tuple[str, ...]:
+def trained_note(
+    model: DiffusionModel, hashes: Sequence[int], normals: Path, allowed: bool, what: str = "image"
+) -> tuple[str, ...]:
     """A sentence where the model has learnt from some of the normals that set the threshold.
 
     Raises DataError where it has learnt from more than MOST_TRAINED of them, unless that is allowed.
@@ -205,7 +208,7 @@ def trained_note(model: DiffusionModel, hashes: Sequence[int], normals: Path, al
         return ()
     if count > MOST_TRAINED * told and not allowed:
         raise DataError(
-            f"{normals}: expected normal images that the model has not learnt from, found {count} of {told} that it "
+            f"{normals}: expected normal {what}s that the model has not learnt from, found {count} of {told} that it "
             "has: their error is smaller than that of new ones, so false alarms would be more than promised; give "
             "others, or --allow-trained"
         )

@@ -51,7 +51,9 @@ def main(
     layout: Layout = "auto",
     normal: Normal = "",
     group_by: GroupBy = "",
-    map_format: Annotated[Literal["npy", "tiff"], typer.Option(help="Format of the float maps.")] = "npy",
+    map_format: Annotated[
+        Literal["npy", "tiff"] | None, typer.Option(help="Format of the float maps of images.", show_default="npy")
+    ] = None,
     heatmaps: Annotated[bool, typer.Option(help="Draw the heatmaps.")] = True,
     overwrite: Overwrite = False,
     device: Device = "auto",
@@ -106,7 +108,7 @@ def run(
     layout: str = "auto",
     normal: str = "",
     group_by: str = "",
-    map_format: str = "npy",
+    map_format: str | None = None,
     heatmaps: bool = True,
     overwrite: bool = False,
     device: str = "auto",
@@ -134,11 +136,14 @@ def run(
             layout=layout, heatmaps=heatmaps, overwrite=overwrite, device=device, precision=precision,
             batch_size=batch_size, seed=seed, quiet=quiet,
         )  # fmt: skip
-    samples = load_table(data, layout, normal=normal, group_by=group_by)
+    samples = load_table(
+        data, layout, normal=normal, group_by=group_by, channels=model.provenance.get("channels", ())
+    )
     if volume_scoring.concerns(model, list(samples.table["path"])):
         return volume_evaluating.run(
-            model_path, data, output, samples, preset=preset, split=split, subset=subset, heatmaps=heatmaps,
-            overwrite=overwrite, device=device, precision=precision, seed=seed, overrides=overrides, quiet=quiet,
+            model_path, data, output, samples, preset=preset, split=split, subset=subset, baselines=baselines,
+            map_format=map_format, heatmaps=heatmaps, overwrite=overwrite, device=device, precision=precision,
+            seed=seed, overrides=overrides, quiet=quiet,
         )  # fmt: skip
     chosen = chosen_split(samples, split)
     say(f"{data}: layout {samples.layout}; {len(chosen)} images to measure", quiet)
@@ -146,7 +151,7 @@ def run(
     items = items_of_table(drawn(chosen, subset, seed))
     refuse_unlabelled(items, data)
     detector = AnomalyDetector(model, preset or model.config.preset, device=device, precision=precision, seed=seed)
-    outputs = Outputs(output, map_format, heatmaps=heatmaps)
+    outputs = Outputs(output, map_format or "npy", heatmaps=heatmaps)
     detector.check_preprocess()
     job = ScoreJob(model, detector, outputs)
     for note in job.notes:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import numpy as np
-from numpy.typing import ArrayLike
-
-from anodiff.anomaly.events import ClipEvents, Event
-from anodiff.files import write_csv
+from anodiff.anomaly.events import Event
+from anodiff.files import atomic_write, csv_text, write_csv
 
 EVENT_COLUMNS = (
     "clip", "event", "start", "end", "peak_time", "peak_score", "p_value", "x", "y", "w", "h", "thumbnail",
 )  # fmt: skip
 FRAME_COLUMNS = ("clip", "frame", "time", "score", "smoothed", "anomalous")
+#: rows of frames.csv that are text in memory at once
+ROWS_AT_ONCE = 10_000
+
+#: (start, end) of an event in seconds, both included
+Span = tuple[float, float]
 
 
 def event_row(event: Event) -> dict[str, Any]:
@@ -35,23 +38,20 @@ def event_row(event: Event) -> dict[str, Any]:
     }
 
 
-def frame_row(
-    clip: str, frame: int, time: float, score: float, smoothed: float, anomalous: bool | None
-) -> dict[str, Any]:
-    """One row of frames.csv; scores are empty where a frame has none, anomalous where there is no threshold."""
-    values = (clip, frame, time, score, smoothed, anomalous)
-    return dict(zip(FRAME_COLUMNS, values, strict=True))
-
-
 def frame_rows(
-    clip: str, times: ArrayLike, scores: ArrayLike, found: ClipEvents, frames: Sequence[int] | None = None
-) -> Iterable[dict[str, Any]]:
-    """The rows of one clip, times and scores (n,)."""
-    at, values = np.asarray(times, dtype=np.float64).tolist(), np.asarray(scores, dtype=np.float64).tolist()
-    inside = [None] * len(at) if found.anomalous is None else found.anomalous.tolist()
-    numbers = range(len(at)) if frames is None else frames
-    for cells in zip(numbers, at, values, found.smoothed.tolist(), inside, strict=True):
-        yield frame_row(clip, *cells)
+    clip: str, frames: Iterable[tuple[int, float, float, float]], spans: Sequence[Span] | None
+) -> Iterator[dict[str, Any]]:
+    """The rows of one clip, of its (index, time, score, smoothed score) in order.
+
+    A frame is anomalous inside one of ``spans``, the clip's events in order; None where no threshold makes events: the
+    column is then empty.
+    """
+    at = 0
+    for index, time, score, smoothed in frames:
+        while spans is not None and at < len(spans) and spans[at][1] < time:
+            at += 1
+        inside = None if spans is None else at < len(spans) and spans[at][0] <= time
+        yield dict(zip(FRAME_COLUMNS, (clip, index, time, score, smoothed, inside), strict=True))
 
 
 def write_events_csv(path: str | os.PathLike[str], events: Iterable[Event]) -> Path:
@@ -60,5 +60,13 @@ def write_events_csv(path: str | os.PathLike[str], events: Iterable[Event]) -> P
 
 
 def write_frames_csv(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) -> Path:
-    """Writes frames.csv atomically, of `frame_rows` of one or several clips. Raises StorageError."""
-    return write_csv(path, FRAME_COLUMNS, rows)
+    """Writes frames.csv atomically, of `frame_rows` of one or several clips, in constant memory. Raises StorageError."""
+
+    def write(stream: IO[bytes]) -> None:
+        stream.write(csv_text(FRAME_COLUMNS, []).encode())
+        left = iter(rows)
+        while part := list(islice(left, ROWS_AT_ONCE)):
+            body = csv_text(FRAME_COLUMNS, part).partition("\n")[2]
+            stream.write(body.encode("utf-8", errors="backslashreplace"))
+
+    return atomic_write(path, write)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from anodiff.errors import DataError
+from anodiff.errors import ConfigError, DataError
 from anodiff.pipelines.common import (
     BatchSize,
     Device,
@@ -39,7 +39,9 @@ def main(
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, folders, globs, or CSVs of paths.")],
     output: Output,
     preset: Preset = None,
-    map_format: Annotated[Literal["npy", "tiff"], typer.Option(help="Format of the float maps.")] = "npy",
+    map_format: Annotated[
+        Literal["npy", "tiff"] | None, typer.Option(help="Format of the float maps of images.", show_default="npy")
+    ] = None,
     maps: Annotated[
         bool | None, typer.Option("--maps/--no-maps", help="Keep the float maps; by default not those of clips.")
     ] = None,
@@ -100,7 +102,7 @@ def run(
     output: Path,
     *,
     preset: str | None = None,
-    map_format: str = "npy",
+    map_format: str | None = None,
     maps: bool | None = None,
     heatmaps: bool = True,
     dicom: Sequence[str] = (),
@@ -130,12 +132,15 @@ def run(
     maps = maps is not False
     if volume_scoring.concerns(model, inputs):
         return volume_scoring.run(
-            model_path, inputs, output, preset=preset, maps=maps, heatmaps=heatmaps, dicom=dicom, show_phi=show_phi,
-            overwrite=overwrite, device=device, precision=precision, seed=seed, overrides=overrides, quiet=quiet,
+            model_path, inputs, output, preset=preset, map_format=map_format, maps=maps, heatmaps=heatmaps,
+            dicom=dicom, show_phi=show_phi, overwrite=overwrite, device=device, precision=precision, seed=seed,
+            overrides=overrides, quiet=quiet,
         )  # fmt: skip
+    if dicom:
+        raise ConfigError(f"--dicom {dicom[0]}: expected DICOM among the inputs, found 2-D images")
     items = items_of_paths(outside(expand_inputs(inputs), output))
     detector = AnomalyDetector(model, preset or model.config.preset, device=device, precision=precision, seed=seed)
-    outputs = Outputs(output, map_format, maps, heatmaps)
+    outputs = Outputs(output, map_format or "npy", maps, heatmaps)
     detector.check_preprocess()
     job = ScoreJob(model, detector, outputs)
     for note in job.notes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,12 +12,14 @@ from anodiff.anomaly.volume_fitting import Limits, NormalVolume, fit_volumes, st
 from anodiff.anomaly.volumes import VolumeDetector
 from anodiff.data.table import group_keys
 from anodiff.data.volumes.read import read_volume
+from anodiff.errors import InputError
 from anodiff.pipelines.common import drawn, left_out, say
 from anodiff.pipelines.volume_scoring import OPEN_KEYS, open_volume_model
 
 if TYPE_CHECKING:
     from anodiff.config import CalibrationConfig
     from anodiff.data.table import SampleTable
+    from anodiff.model import DiffusionModel
 
 CALIBRATED_KEYS = (*OPEN_KEYS, "preset", "calibration")
 
@@ -28,6 +31,7 @@ def run(
     samples: SampleTable,
     *,
     preset: str | None = None,
+    allow_trained: bool = False,
     device: str = "auto",
     precision: str = "auto",
     batch_size: int = 16,
@@ -37,7 +41,8 @@ def run(
 ) -> tuple[Path, tuple[str, ...]]:
     """Calibrate a preset on volumes and write the model with it; the new file, and a sentence for each one left out.
 
-    The new model is one of volumes, also where the old one was of images.
+    The new model is one of volumes, also where the old one was of images. Raises DataError where the model has learnt
+    from most of the volumes that are to set the threshold, unless ``allow_trained``.
     """
     from anodiff.pipelines.calibrate import normal_parts, store_calibration
 
@@ -45,6 +50,11 @@ def run(
     detector = VolumeDetector(model, preset or model.config.preset, device=device, precision=precision, seed=seed)
     say(f"{normals}: layout {samples.layout}", quiet)
     fitting, deciding = normal_parts(samples)
+    if notes:
+        notes = (*notes, *unknown_note(model))
+    else:
+        notes = learnt_from(model, drawn(deciding, model.config.calibration.threshold_images, seed), normals,
+                            allow_trained, quiet)  # fmt: skip
     calibration, failed = fit(detector, deciding, fitting, model.config.calibration, batch_size=batch_size, quiet=quiet)
     store_calibration(model, detector.name, calibration)
     model.save(output)
@@ -60,6 +70,38 @@ def run(
         )
     say(f"wrote {output}, calibrated for {', '.join(map(repr, model.calibrations))}", quiet)
     return output, failed
+
+
+def learnt_from(
+    model: DiffusionModel, deciding: SampleTable, normals: Path, allowed: bool, quiet: bool
+) -> tuple[str, ...]:
+    """A sentence where the model has learnt from some of these volumes. Raises DataError, see `trained_note`.
+
+    They are read for that once more, before hours of scoring. What cannot be read is told when they are scored.
+    """
+    from anodiff.engine.progress import Progress
+    from anodiff.pipelines.calibrate import trained_note
+    from anodiff.training.volumes import volume_hash
+
+    if model.seen is None:
+        return ()
+    hashes = []
+    with Progress(len(deciding), "volumes", "comparing with what the model knows", quiet=quiet) as progress:
+        for path in deciding.table["path"]:
+            with contextlib.suppress(InputError):
+                hashes.append(volume_hash(read_volume(str(path))))
+            progress.update(1)
+    return trained_note(model, hashes, normals, allowed, "volume")
+
+
+def unknown_note(model: DiffusionModel) -> tuple[str, ...]:
+    """A sentence on a model of images, which cannot tell whether it has learnt from slices of a volume."""
+    if model.seen is None:
+        return ()
+    return (
+        "whether the model has learnt from slices of these volumes cannot be told, since it was trained on images: if "
+        "it has, the false-alarm rate will be higher than promised",
+    )
 
 
 def fit(

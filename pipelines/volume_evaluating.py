@@ -12,12 +12,13 @@ from anodiff.anomaly.volumes import VolumeDetector
 from anodiff.data.volumes.discover import with_ids
 from anodiff.data.volumes.volume import VolumeSource
 from anodiff.engine.store import ResultStore
+from anodiff.errors import ConfigError
 from anodiff.files import write_json
 from anodiff.metrics import evaluate_pools, pool_maps
 from anodiff.pipelines.common import drawn, say, table_text
 from anodiff.pipelines.scoring import items_of_table
 from anodiff.pipelines.volume_job import VolumeItem, VolumeJob, VolumeOutputs, load_voxels
-from anodiff.pipelines.volume_scoring import open_volume_model, remark_notes, score_items, settings_of
+from anodiff.pipelines.volume_scoring import open_volume_model, refuse_format, remark_notes, score_items, settings_of
 
 if TYPE_CHECKING:
     from anodiff.data.table import SampleTable
@@ -34,6 +35,8 @@ def run(
     preset: str | None = None,
     split: str | None = None,
     subset: int | None = None,
+    baselines: bool = False,
+    map_format: str | None = None,
     heatmaps: bool = True,
     overwrite: bool = False,
     device: str = "auto",
@@ -44,19 +47,32 @@ def run(
 ) -> tuple[Summary, dict[str, Any]]:
     """Score and measure the volumes of a table; returns what was done and the metrics (empty where interrupted).
 
-    Voxels are measured inside the foreground that was scored; marked voxels count wherever they are.
+    Voxels are measured inside the foreground that was scored; marked voxels count wherever they are. Raises
+    ConfigError for what there is of images only: baselines, a format of maps.
     """
-    from anodiff.pipelines.evaluate import chosen_split, metric_rows, refuse_unlabelled, split_notes, truth_rows
+    from anodiff.pipelines.evaluate import (
+        chosen_split,
+        metric_rows,
+        refuse_unlabelled,
+        split_notes,
+        trained_notes,
+        truth_rows,
+    )
     from anodiff.pipelines.truth import write_truth
     from anodiff.pipelines.volume_reporting import write_report
 
+    refuse_format(map_format)
+    if baselines:
+        raise ConfigError("--baselines: expected 2-D images, found volumes, for which there are no baselines")
     model, notes = open_volume_model(model_path, overrides)
     chosen = chosen_split(samples, split)
     say(f"{data}: layout {samples.layout}; {len(chosen)} volumes to measure", quiet)
     items = volume_items(drawn(chosen, subset, seed))
     refuse_unlabelled(items, data)
     detector = VolumeDetector(model, preset or model.config.preset, device=device, precision=precision, seed=seed)
-    job = VolumeJob(detector, VolumeOutputs(output, heatmaps=heatmaps, measured=True), model.config.preprocess.channel)
+    detector.check()
+    outputs = VolumeOutputs(output, heatmaps=heatmaps, measured=True)
+    job = VolumeJob(detector, outputs, model.config.preprocess.channel, None if notes else model.seen)
     notes = (*notes, *job.notes, *split_notes(samples, chosen))
     for note in notes:
         say(f"note: {note}", quiet)
@@ -67,12 +83,15 @@ def run(
         if summary.interrupted:
             say(f"{summary.sentence()}; wrote {output / 'scores.csv'}", quiet)
             return summary, {}
+        learnt = tuple(note.replace("images", "volumes") for note in trained_notes(rows))
+        for note in learnt:
+            say(f"note: {note}", quiet)
         metrics = measured(job, pooled(job, items, rows), rows)
         write_json(output / "metrics.json", metrics)
         typer.echo(table_text(["metric", "value", "95 % low", "high"], metric_rows(metrics)))
         write_report(
             output / "report.html", model, job, summary, rows, items,
-            title=f"{model.config.name} on {data.name}", metrics=metrics, notes=(*notes, *remark_notes(rows)),
+            title=f"{model.config.name} on {data.name}", metrics=metrics, notes=(*notes, *learnt, *remark_notes(rows)),
         )  # fmt: skip
     say(summary.sentence(), quiet)
     say(f"wrote {output / 'metrics.json'} and {output / 'report.html'}", quiet)

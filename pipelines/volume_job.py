@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from anodiff.anomaly.candidates import Candidate, find_candidates
 from anodiff.anomaly.volume_calibration import VolumeCalibration
 from anodiff.anomaly.volume_fitting import native_spacing
 from anodiff.anomaly.volumes import SliceScore, VolumeDetector, VolumeResult
+from anodiff.data.volumes.discover import split_mark
+from anodiff.data.volumes.marks import channel_files, split_labels
 from anodiff.data.volumes.nifti import read_nifti, write_map
 from anodiff.data.volumes.preprocess import PreparedVolume
 from anodiff.data.volumes.read import read_mask, read_volume
@@ -28,6 +30,9 @@ from anodiff.pipelines.heatmaps import NOT_DRAWN
 from anodiff.pipelines.pictures import map_spread
 from anodiff.pipelines.scoring import Outputs, short_float
 from anodiff.pipelines.volume_pictures import affine_mm, overlay_volume, save_planes, shown_volume, volume_scale
+
+if TYPE_CHECKING:
+    from anodiff.data.seen import SeenImages
 
 #: bool voxels of a measured volume: its foreground, and its annotation
 VOXELS = f"{STATE_FOLDER}/voxels"
@@ -42,14 +47,29 @@ class VolumeItem(Item):
 
     @property
     def stamp(self) -> str:
-        """Changes when any of its files does; empty where one cannot be looked at."""
-        files = self.source.files if self.source is not None and self.source.files else (self.file or self.path,)
+        """Changes when any of its files does, its mask among them; empty where one cannot be looked at."""
         try:
-            found = [os.stat(file) for file in files]
+            known = (*self._files(), *_files_below(split_labels(self.extra.mask)[0] if self.extra.mask else ""))
+            found = [os.stat(file) for file in known]
         except (OSError, ValueError):
             return ""
-        newest = max(each.st_mtime_ns for each in found)
-        return f"{len(files)}:{sum(each.st_size for each in found)}:{newest}"
+        newest = max((each.st_mtime_ns for each in found), default=0)
+        named = "" if self.extra.label is None and not self.extra.mask else f":{self.extra.label}:{self.extra.mask}"
+        return f"{len(found)}:{sum(each.st_size for each in found)}:{newest}{named}"
+
+    def _files(self) -> tuple[str, ...]:
+        if self.source is not None and self.source.files:
+            return self.source.files
+        several = channel_files(self.path)
+        return tuple(several) if several else _files_below(self.file or self.path)
+
+
+def _files_below(path: str) -> tuple[str, ...]:
+    """The files that a volume's path stands for; all of a folder, since any of them may be a slice."""
+    file = path if not path or os.path.lexists(path) else split_mark(path)[0]
+    if not os.path.isdir(file):
+        return (file,) if file else ()
+    return tuple(sorted(entry.path for entry in os.scandir(file) if entry.is_file()))
 
 
 @dataclass(frozen=True)
@@ -63,12 +83,16 @@ class VolumeOutputs(Outputs):
 
 @dataclass(frozen=True)
 class LoadedVolume:
-    """One volume, read and prepared for the model, with its annotation (bool, native) where there is one."""
+    """One volume, read and prepared for the model, with its annotation (bool, native) where there is one.
+
+    trained_on: whether the model has learnt from it; None where that is not known.
+    """
 
     volume: Volume
     prepared: PreparedVolume
     mask: NDArray[np.bool_] | None
     remarks: tuple[str, ...]
+    trained_on: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -83,8 +107,14 @@ class ScoredVolume:
 class VolumeJob:
     """read -> LoadedVolume, compute -> ScoredVolume, write -> the row of scores.csv; see `anodiff.engine.loop.Job`."""
 
-    def __init__(self, detector: VolumeDetector, outputs: VolumeOutputs, channel: int | None = None) -> None:
-        self.detector, self.outputs, self.channel = detector, outputs, channel
+    def __init__(
+        self,
+        detector: VolumeDetector,
+        outputs: VolumeOutputs,
+        channel: int | None = None,
+        seen: SeenImages | None = None,
+    ) -> None:
+        self.detector, self.outputs, self.channel, self.seen = detector, outputs, channel, seen
         self.quantiles = detector.voxel_quantiles
         self.scale = volume_scale(detector.calibration, self.quantiles)
 
@@ -96,8 +126,13 @@ class VolumeJob:
 
     def read(self, item: VolumeItem) -> LoadedVolume:
         """One volume from disk, with its mask where one is named; InputError where either cannot be used."""
-        volume = read_volume(item.source or item.path)
+        volume, mask = self.look(item)
         remarks = (*volume.remarks, *self._doubts(volume))
+        return LoadedVolume(volume, self.detector.prepare(volume), mask, remarks, self._trained_on(volume))
+
+    def look(self, item: VolumeItem) -> tuple[Volume, NDArray[np.bool_] | None]:
+        """A volume and its mask as they are to be seen, not prepared for the model; InputError as `read`."""
+        volume = read_volume(item.source or item.path)
         mask = None
         if item.extra.mask:
             mask = read_mask(item.extra.mask, volume)
@@ -108,7 +143,14 @@ class VolumeJob:
                 )
             if item.extra.label == 1 and not mask.any():
                 mask = None
-        return LoadedVolume(volume, self.detector.prepare(volume), mask, remarks)
+        return volume, mask
+
+    def _trained_on(self, volume: Volume) -> bool | None:
+        if self.seen is None:
+            return None
+        from anodiff.training.volumes import volume_hash
+
+        return self.seen.contains(volume_hash(volume))
 
     def _doubts(self, volume: Volume) -> tuple[str, ...]:
         """Remarks where the volume is unlike the normals; InputError for another modality."""
@@ -150,7 +192,7 @@ class VolumeJob:
         peak = peak_of(values, inside)
         if self.outputs.heatmaps and self.scale is not None:
             files["heatmap"] = f"heatmaps/{item.id}.png"
-            self.draw(self.outputs.folder / files["heatmap"], computed.loaded, values, peak)
+            self.draw(self.outputs.folder / files["heatmap"], volume, computed.loaded.mask, values, peak)
         candidates: list[Candidate] = []
         marked = np.zeros(volume.shape, dtype=bool)
         if self.quantiles is not None:
@@ -174,16 +216,22 @@ class VolumeJob:
             "slices": [native_slice(computed.loaded.prepared, each) for each in result.slices],
             "lesions": [asdict(candidate) for candidate in candidates],
             "remarks": remarks,
+            "trained_on": computed.loaded.trained_on,
             "files": [*files.values(), *dicom],
             **files,
         }
 
-    def draw(self, path: Path, loaded: LoadedVolume, values: NDArray[np.float32], peak: tuple[int, int, int]) -> None:
+    def draw(
+        self,
+        path: Path,
+        volume: Volume,
+        mask: NDArray[np.bool_] | None,
+        values: NDArray[np.float32],
+        peak: tuple[int, int, int],
+    ) -> None:
         """Writes the three planes through the peak."""
         assert self.scale is not None
-        save_planes(
-            path, loaded.volume, shown_volume(loaded.volume, self.channel), values, self.scale, peak, loaded.mask
-        )
+        save_planes(path, volume, shown_volume(volume, self.channel), values, self.scale, peak, mask)
 
     def _write_dicom(
         self,
@@ -232,9 +280,10 @@ class VolumeJob:
 
 @dataclass(frozen=True)
 class Planes:
-    """One volume with its stored map."""
+    """One volume and its mask with its stored map."""
 
-    loaded: LoadedVolume
+    volume: Volume
+    mask: NDArray[np.bool_] | None
     values: NDArray[np.float32]
 
 
@@ -246,7 +295,7 @@ class PlanesJob:
 
     def read(self, item: VolumeItem) -> Planes:
         """The volume again, and its map."""
-        return Planes(self.job.read(item), self.job.stored_map(self.rows[item.id]))
+        return Planes(*self.job.look(item), self.job.stored_map(self.rows[item.id]))
 
     def compute(self, batch: list[Planes]) -> Sequence[Planes]:
         """Nothing to compute."""
@@ -256,7 +305,7 @@ class PlanesJob:
         """Draws the planes; returns what the row learns."""
         name = f"heatmaps/{item.id}.png"
         i, j, k = self.rows[item.id]["peak"]
-        self.job.draw(self.job.outputs.folder / name, computed.loaded, computed.values, (i, j, k))
+        self.job.draw(self.job.outputs.folder / name, computed.volume, computed.mask, computed.values, (i, j, k))
         return {"heatmap": name, "files": [name]}
 
 

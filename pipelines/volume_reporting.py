@@ -100,12 +100,12 @@ def views_of(job: VolumeJob, item: VolumeItem, row: dict[str, Any]) -> Callable[
     """Image, map and mask of a volume on its native grid, read when they are needed."""
 
     def read() -> VolumeViews:
-        loaded = job.read(item)
+        volume, mask = job.look(item)
         return VolumeViews(
-            image=shown_volume(loaded.volume, job.channel),
+            image=shown_volume(volume, job.channel),
             map=job.stored_map(row) if row.get("map") else None,
-            mask=loaded.mask,
-            affine=affine_mm(loaded.volume),
+            mask=mask,
+            affine=affine_mm(volume),
             window=(0.0, 255.0),
         )
 
@@ -113,11 +113,16 @@ def views_of(job: VolumeJob, item: VolumeItem, row: dict[str, Any]) -> Callable[
 
 
 def patient(item: VolumeItem) -> str:
-    """Name, number and birth date as the first DICOM file has them, with a dash after; "" for other formats."""
+    """Name, number and birth date as the first DICOM file has them, with a dash after; "" for other formats, and where
+    it can no longer be read."""
     frames = () if item.source is None else item.source.frames
     if not frames:
         return ""
     import pydicom
 
-    header = pydicom.dcmread(frames[0].path, stop_before_pixels=True, force=True, specific_tags=list(_PHI))
+    try:
+        header = pydicom.dcmread(frames[0].path, stop_before_pixels=True, force=True, specific_tags=list(_PHI))
+    except Exception:
+        # The volumes are scored, and the report is about them: a damaged header names nobody.
+        return ""
     return f"{', '.join(str(header.get(tag, '') or 'unknown') for tag in _PHI)} - "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from anodiff.anomaly.volumes import PLAIN, VolumeDetector
 from anodiff.config import apply_overrides, parse_config
+from anodiff.data.layouts.channels import ChannelNames
 from anodiff.data.volumes.inputs import expand_volumes, first_image, first_volume
 from anodiff.data.volumes.volume import VolumeSource
 from anodiff.engine.loop import Summary, run_job
@@ -29,10 +30,13 @@ LESION_COLUMNS = (
     "id", "lesion", "volume_mm3", "voxels", "x_mm", "y_mm", "z_mm", "peak", "peak_i", "peak_j", "peak_k",
     "mean_p_value",
 )  # fmt: skip
-#: of the section, what may change at scoring for a model of volumes; a model of images leaves all of it open
-FINISHING = tuple(
-    f"volume.{key}" for key in ("axes", "overlap", "score_slices", "median", "min_volume_mm3", "min_foreground")
-)
+#: of the section, what may change at scoring for a model of volumes; a model of images leaves open all but PATCHES
+FINISHING = {
+    "slices": ("volume.axes", "volume.score_slices", "volume.median", "volume.min_volume_mm3", "volume.min_foreground"),
+    "patches": ("volume.overlap", "volume.median", "volume.min_volume_mm3", "volume.min_foreground"),
+}
+#: keys that say something of 3-D models alone
+PATCHES = ("volume.patch", "volume.overlap")
 OPEN_KEYS = ("engine", "presets", "polarity", "preprocess.channel", "preprocess.value_range")
 #: remarks on volumes that a run says at once; the report says as many
 SAID = 5
@@ -49,6 +53,7 @@ def run(
     output: Path,
     *,
     preset: str | None = None,
+    map_format: str | None = None,
     maps: bool = True,
     heatmaps: bool = True,
     dicom: Sequence[str] = (),
@@ -63,15 +68,18 @@ def run(
     """Score the volumes of ``inputs``; returns what was done. Errors of the run as a whole are AnodiffErrors."""
     from anodiff.pipelines.volume_reporting import write_report
 
+    refuse_format(map_format)
     model, notes = open_volume_model(model_path, overrides)
     if notes:
         refuse_images(inputs)
-    found = expand_volumes(inputs)
+    found = expand_volumes(inputs, ChannelNames.of(model.config.preprocess.channels, model.provenance))
     sources = outside(found.sources, output)
     items = [VolumeItem(each.id, each.path, Truth(), source=each if each.files else None) for each in sources]
     detector = VolumeDetector(model, preset or model.config.preset, device=device, precision=precision, seed=seed)
+    detector.check()
     outputs = VolumeOutputs(output, maps=maps, heatmaps=heatmaps, dicom=check_dicom(dicom, output, detector))
-    job = VolumeJob(detector, outputs, model.config.preprocess.channel)
+    # A model of images knows images again, not volumes.
+    job = VolumeJob(detector, outputs, model.config.preprocess.channel, None if notes else model.seen)
     notes = (*notes, *job.notes, *skipped_notes(found.skipped))
     for note in notes:
         say(f"note: {note}", quiet)
@@ -105,8 +113,15 @@ def open_volume_model(
     """
     model = open_model(path, None, ())
     if model.config.volume is not None:
-        return open_model(path, overrides, (*allowed, *FINISHING)), ()
+        return open_model(path, overrides, (*allowed, *FINISHING[model.config.volume.mode])), ()
     model = open_model(path, overrides, (*allowed, "volume"))
+    for override in overrides or ():
+        key = override.partition("=")[0].strip()
+        if key == "volume" or key in PATCHES:
+            raise ConfigError(
+                f"--set {override}: expected a key of volume that concerns slices, such as volume.axes, since the "
+                "model is of single 2-D images"
+            )
     # Only what the user said is said otherwise than for images.
     values = model.config.model_dump(mode="json") | {"volume": PLAIN.model_dump(mode="json")}
     own = [override for override in overrides or () if override.strip().startswith("volume.")]
@@ -124,6 +139,12 @@ def open_volume_model(
         f"the model is of 2-D images: slices along {along} of each volume, {grid}, are scored as such "
         "(--set volume.axes=[0,1,2] scores those of all axes)",
     )
+
+
+def refuse_format(map_format: str | None) -> None:
+    """Raises ConfigError where a format of maps is asked for: those of volumes have one."""
+    if map_format is not None:
+        raise ConfigError(f"--map-format {map_format}: expected none for volumes, whose maps are NIfTI (.nii.gz)")
 
 
 def refuse_images(inputs: Sequence[str]) -> None:
@@ -168,7 +189,7 @@ def settings_of(model_path: Path, model: DiffusionModel, job: VolumeJob) -> dict
     """Everything that decides what a run writes, flat."""
     settings = run_settings(model_path, model, job.detector.detector, job.outputs)
     settings |= {f"volume.{key}": value for key, value in job.detector.config.model_dump(mode="json").items()}
-    return settings | {"dicom": list(job.outputs.dicom)}
+    return settings | {"dicom": list(job.outputs.dicom), "measured": job.outputs.measured}
 
 
 def score_items(
@@ -182,7 +203,9 @@ def score_items(
         make_folder(outputs.folder / name)
     with Progress(len(items), "volumes", "scoring", quiet=quiet) as progress:
         # One at a time: volumes are large, and a batch would not make the network faster.
-        summary = run_job(job, items, store, workers=min(workers, 2), batch_size=1, progress=progress)
+        summary = run_job(job, items, store, workers=min(workers, 2), batch_size=1, ahead=1, progress=progress)
+    for note in job.detector.detector.denoiser.notes:
+        say(f"note: {note}", quiet)
     if not summary.interrupted and job.scale is None and drawn:
         drawing = add_planes(job, items, store, quiet=quiet)
         summary = summary if drawing is None else with_heatmaps(summary, drawing, store)
@@ -204,7 +227,7 @@ def add_planes(
     scored: list[Item] = [item for item in items if item.id in rows]
     with Progress(len(scored), "heatmaps", "drawing", quiet=quiet) as progress:
         kept = HeatmapStore(store, rows, job.scale)
-        return run_job(PlanesJob(job, rows), scored, kept, workers=1, batch_size=1, progress=progress)
+        return run_job(PlanesJob(job, rows), scored, kept, workers=1, batch_size=1, ahead=1, progress=progress)
 
 
 def slice_rows(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:

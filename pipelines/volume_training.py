@@ -74,7 +74,7 @@ def run(
     if not finished:
         say(f"interrupted after {trainer.state.images_seen} of {training.images}; continue it with --resume")
         raise typer.Exit(130)
-    path = finish(trainer, (kept, learnt_from), (held, held_out), data, output, notes, quiet)
+    path = finish(trainer, (kept, learnt_from), (held, held_out), data, output, samples, notes, quiet)
     failed = (*kept.failed, *held.failed)
     if failed:
         say(left_out(failed).replace("image", "volume"), quiet)
@@ -102,30 +102,35 @@ def normal_parts(
     if usable is None:
         found = ", ".join(sorted(splits))
         raise DataError(f"{samples.root}: expected volumes of split train or of none, found only {found}")
-    usual = learnable(select(samples, usable))
+    there = select(samples, usable)
+    usual = learnable(there)
+    notes = unknown_notes(there)
     if "val" in splits:
         refuse_shared_groups(samples, "val", ("train", ""))
-        return parts_of(usual), parts_of(learnable(select(samples, "val"))), ()
+        return parts_of(usual), parts_of(learnable(select(samples, "val"))), notes
     whole = parts_of(usual)
     if len({part.group for part in whole}) > 1:
         kept, held = split_groups(usual, config.training.holdout, config.training.seed)
-        return parts_of(kept), parts_of(held), ()
+        return parts_of(kept), parts_of(held), notes
     share = config.training.holdout
     sides = []
     for held_out in (False, True):
         name = f"{whole[0].group}, {'held-out slab' if held_out else 'without the slab'}"
         slab = slab_of(config, held_out, samples)
         sides.append([dataclasses.replace(part, slab=slab, group=name) for part in whole])
+    if len(whole) > 1:
+        notes += (f"the {len(whole)} volumes of this patient are divided one by one: the parts may share some anatomy",)
     note = (
         f"one patient only: held out is a slab of this patient (a share of {share:.0%}, more where a patch needs it; a "
         f"gap of {SLAB_GAP_MM:g} mm beside it), so the threshold says nothing of false alarms on other patients"
     )
-    return sides[0], sides[1], (note,)
+    return sides[0], sides[1], (note, *notes)
 
 
 def slab_of(config: AnodiffConfig, held: bool, samples: SampleTable) -> Slab:
     """The slab of a single patient. Raises DataError for slices along several axes: each would lie on both sides."""
     from anodiff.errors import DataError
+    from anodiff.training.patches import turning_margin
     from anodiff.training.volumes import Slab, anatomical_axes
 
     volume, share = config.volume, config.training.holdout
@@ -139,7 +144,8 @@ def slab_of(config: AnodiffConfig, held: bool, samples: SampleTable) -> Slab:
         return Slab(volume.axes[0], share, held, reach=2 * volume.neighbours)
     # From front to back a body has room for a patch that is held out and for others.
     axis = 3 - sum(anatomical_axes(volume.orientation))
-    return Slab(axis, share, held, least=volume.patch[axis])
+    # A patch needs room to turn, as far as it is turned in training.
+    return Slab(axis, share, held, least=volume.patch[axis] + 2 * turning_margin(volume.patch, config.augment)[axis])
 
 
 def learnable(samples: SampleTable) -> SampleTable:
@@ -161,6 +167,18 @@ def learnable(samples: SampleTable) -> SampleTable:
             "volumes with neither"
         )
     return dataclasses.replace(samples, table=table[keep].reset_index(drop=True))
+
+
+def unknown_notes(samples: SampleTable) -> tuple[str, ...]:
+    """A sentence where `learnable` passes over volumes that may well be normal, but nobody says so."""
+    table = samples.table
+    unknown = int((table["label"].isna() & (table["mask"] == "")).sum())
+    if not unknown or unknown == len(table):
+        return ()
+    return (
+        f"{unknown} of {len(table)} volumes have neither label nor mask, as others have, and are not learnt from: a CSV "
+        "manifest says with label 0 that they are normal",
+    )
 
 
 def parts_of(samples: SampleTable) -> list[NormalPart]:
@@ -208,7 +226,8 @@ class NormalDetector(VolumeDetector):
 
         prepared = super().prepare(volume)
         assert self._part is not None
-        free = torch.from_numpy(np.ascontiguousarray(normal_voxels(self._part, volume, prepared, self.config)))
+        axes = self.slicer.axes(prepared.plan.model.shape)
+        free = torch.from_numpy(np.ascontiguousarray(normal_voxels(self._part, volume, prepared, self.config, axes)))
         return dataclasses.replace(prepared, foreground=prepared.foreground & free)
 
 
@@ -218,10 +237,12 @@ def finish(
     held: tuple[VolumeNormals, list[NormalPart]],
     data: Path,
     output: Path,
+    samples: SampleTable,
     notes: tuple[str, ...],
     quiet: bool,
 ) -> Path:
     """Calibrate the recipe's preset on what was held out and write the model file."""
+    from anodiff.data.layouts.channels import ChannelNames
     from anodiff.data.seen import SeenImages
     from anodiff.engine.device import describe as describe_device
     from anodiff.model import DiffusionModel
@@ -233,6 +254,7 @@ def finish(
         trainer.averaged,
         provenance={
             **provenance(data, kept[0], held[0]),
+            **ChannelNames.provenance(samples),
             "training_examples": len(kept[0].examples),
             "images_seen": trainer.state.images_seen,
             "training_seconds": round(trainer.state.seconds, 1),
@@ -292,9 +314,9 @@ def describe(trainer: Trainer, kept: VolumeNormals, held: VolumeNormals, data: P
     """Two lines on what is about to happen."""
     weights = sum(p.numel() for p in trainer.network.parameters()) / 1e6
     assert trainer.config.volume is not None
-    what = trainer.config.volume.mode
+    what, volumes = trainer.config.volume.mode, f"{len(kept)} volume{'s' if len(kept) > 1 else ''}"
     return (
-        f"{data}: layout {layout}; {len(kept.examples)} normal {what} of {len(kept)} volumes to learn from, "
+        f"{data}: layout {layout}; {len(kept.examples)} normal {what} of {volumes} to learn from, "
         f"{len(held.examples)} of {len(held)} held out\n"
         f"network of {weights:.1f} M weights on {trainer.device} in {trainer.precision}; "
         f"{trainer.config.training.images} {what}, {trainer.images_per_update} an update"

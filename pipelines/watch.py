@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import threading
 
     from anodiff.data.video.clip import Clip
-    from anodiff.pipelines.watching import WatchSummary
+    from anodiff.pipelines.watch_summary import WatchSummary
 
 #: keys of the recipe that watching may override
 OPEN_KEYS = (
@@ -168,6 +168,8 @@ def identity(model_path: Path, source: str, detector: Any) -> dict[str, Any]:
         "settings": detector.settings.to_json(),
         "video": detector.video_settings(),
         "seed": detector.seed,
+        "device": detector.denoiser.device.type,
+        "compiled": detector.denoiser.compiled,
         "precision": detector.denoiser.precision,
         "network_batch": detector.denoiser.network_batch,
     }

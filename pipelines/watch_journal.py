@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,8 +13,8 @@ from anodiff.anomaly.events import Box
 from anodiff.anomaly.streaming import Scored
 from anodiff.engine.store import STATE_FOLDER
 from anodiff.errors import StorageError
-from anodiff.files import atomic_write, csv_text, make_folder, storage_errors
-from anodiff.pipelines.event_files import FRAME_COLUMNS, frame_row
+from anodiff.files import atomic_write, make_folder, storage_errors
+from anodiff.pipelines.event_files import Span, frame_rows, write_frames_csv
 
 NO_MAP = np.empty((0, 0), dtype=np.float32)
 
@@ -87,22 +87,16 @@ class Journal:
         with storage_errors(self.path):
             self._new.close()
 
-    def write_frames(self, path: Path, clip: str, spans: Sequence[tuple[float, float]] | None) -> None:
+    def write_frames(self, path: Path, clip: str, spans: Sequence[Span] | None) -> None:
         """frames.csv, row by row; spans are the times of events, None where there is no threshold."""
-        atomic_write(path, lambda stream: self._write_frames(stream, clip, spans))
+        write_frames_csv(path, frame_rows(clip, self._kept(), spans))
 
-    def _write_frames(self, stream: IO[bytes], clip: str, spans: Sequence[tuple[float, float]] | None) -> None:
-        stream.write(csv_text(FRAME_COLUMNS, []).encode())
-        at = 0
+    def _kept(self) -> Iterator[tuple[int, float, float, float]]:
         with self.path.open("rb") as lines:
             lines.readline()
             for raw in lines:
-                index, time, score, smoothed = (float(cell) for cell in raw.decode().split(",")[:4])
-                while spans is not None and at < len(spans) and spans[at][1] < time:
-                    at += 1
-                inside = None if spans is None else at < len(spans) and spans[at][0] <= time
-                row = frame_row(clip, int(index), time, score, smoothed, inside)
-                stream.write(csv_text(FRAME_COLUMNS, [row]).encode(errors="backslashreplace").split(b"\n", 1)[1])
+                index, time, score, smoothed = raw.decode().split(",")[:4]
+                yield int(index), float(time), float(score), float(smoothed)
 
     def _next(self) -> list[str] | None:
         if self._old.tell() >= self._end:

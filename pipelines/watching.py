@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
-import os
 import threading
 import time as clocks
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anodiff.anomaly.event_rule import EventRule, HourlyRate
+from anodiff.anomaly.event_rule import EventRule
 from anodiff.anomaly.events import Event, EventTracker, Sample, live_smoother, map_box
 from anodiff.anomaly.streaming import Backlog, ClipScorer, Scored, Window
-from anodiff.data.video.clip import Clip
-from anodiff.files import make_folder, storage_errors, write_json
+from anodiff.data.video.clip import Clip, ClipInfo
+from anodiff.files import make_folder, write_json
 from anodiff.pipelines.clip_reporting import axis_of
 from anodiff.pipelines.event_files import write_events_csv
+from anodiff.pipelines.event_lines import EventLines, event_json
 from anodiff.pipelines.watch_journal import Journal
+from anodiff.pipelines.watch_summary import WatchSummary
 from anodiff.visualize.clips import AnnotatedVideo, save_thumbnail, thumbnail
 from anodiff.visualize.heatmap import HeatScale
 
@@ -34,6 +33,8 @@ if TYPE_CHECKING:
 
 #: seconds between looks at the clock while nothing comes
 TICK = 0.25
+#: of frames that wait to be scored, at most, whatever their size
+WAITING_BYTES = 1 << 29
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class WatchOptions:
         batch_size: frames scored at once, at most; does not change results.
         update_s: seconds of the source between updates of an event that goes on.
         silence_s: seconds without a frame after which a live source is reported as lost.
-        room: frames that wait to be scored, at most.
+        room: frames that wait to be scored, at most; fewer where they would fill more than 512 MiB.
         annotate: write annotated.mp4.
         pixel_threshold: of maps, for boxes of scorers that give none.
     """
@@ -61,55 +62,6 @@ class WatchOptions:
     room: int = 256
     annotate: bool = False
     pixel_threshold: float | None = None
-
-
-@dataclass
-class WatchSummary:
-    """What was seen.
-
-    Attributes:
-        frames: read. scored, dropped (no time), unscored (too little past, or left out by the recipe's frame
-            rate), waiting (when it ended).
-        gaps, gap_seconds: times when the source was away, and how long.
-        events: begun (excursions, where the rule has no threshold). seconds: of the source, gaps not counted.
-        worst_delay: seconds from reading a frame to deciding on it.
-        asked: of the false alarms an hour that the rule allows.
-        broken: a sentence where the source broke off. interrupted: by Ctrl-C.
-    """
-
-    frames: int = 0
-    scored: int = 0
-    dropped: int = 0
-    unscored: int = 0
-    waiting: int = 0
-    gaps: int = 0
-    gap_seconds: float = 0.0
-    events: int = 0
-    seconds: float = 0.0
-    worst_delay: float = 0.0
-    asked: float | None = None
-    broken: str | None = None
-    interrupted: bool = False
-
-    @property
-    def events_per_hour(self) -> HourlyRate | None:
-        """With its interval: on footage known to be normal these are the false alarms."""
-        return HourlyRate.of(self.events, self.seconds / 3600) if self.seconds > 0 else None
-
-    def sentences(self) -> list[str]:
-        """For the reader."""
-        said = [
-            f"{self.frames} frames in {self.seconds / 3600:.3g} h: {self.scored} scored, {self.dropped} dropped for "
-            f"lack of time, {self.unscored} without score, {self.waiting} waiting at the end; {self.gaps} gaps of "
-            f"{self.gap_seconds:.1f} s in all; worst delay {self.worst_delay:.2f} s"
-        ]
-        rate = self.events_per_hour
-        if rate is not None:
-            if self.asked is None:
-                said.append(f"excursions, not judged: {rate.sentence()}; there is no threshold")
-            else:
-                said.append(f"events: {rate.sentence()}; the threshold is for {self.asked:g} false alarms an hour")
-        return [*said, *([self.broken] if self.broken else [])]
 
 
 @dataclass(frozen=True)
@@ -164,7 +116,7 @@ class Watch:
         self.stop = stop or threading.Event()
         self.summary = WatchSummary(asked=rule.rate if rule.high is not None else None)
         self._smoother = live_smoother(rule)
-        self._backlog = Backlog(options.room, options.max_delay, drop=options.live)
+        self._backlog = Backlog(room_for(options.room, clip.info), options.max_delay, drop=options.live)
         self._journal: Journal | None = None
         if not options.live:
             self._journal = Journal.open(self.folder, {"rule": rule.to_json(), **(identity or {})})
@@ -174,6 +126,7 @@ class Watch:
         self._events: list[Event] = []
         self._video: AnnotatedVideo | None = None
         self._error: BaseException | None = None
+        self._over = threading.Event()
         self._heard = clocks.monotonic()
         self._lost = False
 
@@ -203,9 +156,7 @@ class Watch:
         if self._journal is not None and not summary.interrupted:
             self._journal.write_frames(self.folder / "frames.csv", self.clip.info.path, self._spans())
             write_events_csv(self.folder / "events.csv", self._events)
-        write_json(
-            self.folder / "summary.json", {**asdict(summary), "events_per_hour": _plain(summary.events_per_hour)}
-        )
+        write_json(self.folder / "summary.json", summary.to_json())
         return summary
 
     def _read(self) -> None:
@@ -213,7 +164,7 @@ class Watch:
         summary, first, last = self.summary, None, None
         try:
             for frame in self.clip:
-                if self.stop.is_set():
+                if self.stop.is_set() or self._over.is_set():
                     return
                 first = frame.time if first is None else first
                 if self.options.duration is not None and frame.time - first >= self.options.duration:
@@ -268,9 +219,11 @@ class Watch:
     def _scored(self, windows: list[Window]) -> list[Scored]:
         """Scores: of this run, or of an earlier one that was cut off."""
         journal = self._journal
-        if journal is None or self._video is not None:
+        if journal is None:
             return self.scorer.score(windows)
         known = [journal.known(window.frame.index, window.frame.time) for window in windows]
+        if self._video is not None:  # whose maps are not kept
+            return self.scorer.score(windows)
         fresh = iter(
             self.scorer.score([w for w, k in zip(windows, known, strict=True) if k is None]) if None in known else []
         )
@@ -285,9 +238,11 @@ class Watch:
         if self._journal is not None:
             self._journal.add(scored, smoothed, box)
         changes = self._tracker.push(Sample(scored.index, scored.time, scored.score, smoothed, box))
+        # the picture of an event that ends here is still its own, though the next one may begin with this frame
+        self._tell([change for change in changes if change[0] == "end"])
         if self._tracker.peak_frame == scored.index:
             self._best = window, scored if scored.map.size else None
-        self._tell(changes)
+        self._tell([change for change in changes if change[0] != "end"])
         if self._video is not None:
             event = self._tracker.current
             self._video.write(window.frame.pixels, scored.time, smoothed, anomaly_map=scored.map, box=box, event=event)
@@ -342,90 +297,25 @@ class Watch:
         return AnnotatedVideo(path, (info.height, info.width), axis, scale=self.scale, growing=self.options.live)
 
     def _end_reading(self, reader: threading.Thread) -> None:
+        self._over.set()
         self._backlog.close()
-        self.clip.close()
+        if self.options.live:
+            self.clip.close()  # only asks a live source to end, while the thread may still wait for it
         if reader.ident is not None:
             reader.join(2.0)  # a thread that waits for a network does not keep the operator waiting
+        if not reader.is_alive():
+            self.clip.close()  # a decoder is not taken away from a thread that uses it
 
     def _spans(self) -> list[tuple[float, float]] | None:
         return None if self.rule.high is None else [(event.start, event.end) for event in self._events]
 
 
-class EventLines:
-    """events.jsonl: one JSON object a line, each on the disk's side of a kill as soon as it is written.
-
-    A live watch goes on with the file of an earlier one: an event that was open when that was killed is ended with
-    ``reason`` "killed", numbers go on.
-    """
-
-    def __init__(self, path: Path, *, live: bool) -> None:
-        self.path, self.live, self.number = path, live, 0
-        opened: dict[str, Any] | None = None
-        if live and path.exists():
-            for line in _json_lines(path):
-                if line.get("type") in ("begin", "update", "end"):
-                    self.number = int(line["event"])
-                    opened = None if line["type"] == "end" else line
-        with storage_errors(path):
-            self._stream = path.open("a" if live else "w", encoding="utf-8")
-            if live and not _ends_a_line(path):
-                self._stream.write("\n")
-        if opened is not None:
-            self.write({**opened, "type": "end", "reason": "killed"})
-
-    def write(self, line: dict[str, Any]) -> None:
-        """One line. Raises StorageError."""
-        if self.live:
-            line = {**line, "clock": datetime.now(UTC).isoformat(timespec="milliseconds")}
-        with storage_errors(self.path):
-            self._stream.write(json.dumps(line, allow_nan=False) + "\n")
-            self._stream.flush()
-
-    def close(self) -> None:
-        """Nothing more to say."""
-        self._stream.close()
-
-
-def event_json(event: Event) -> dict[str, Any]:
-    """An event as plain values; times in seconds of the source."""
-    return {
-        "event": event.number,
-        "clip": event.clip,
-        "start": event.start,
-        "end": event.end,
-        "peak_time": event.peak_time,
-        "peak_score": event.peak_score,
-        "mean_score": event.mean_score,
-        "p_value": event.p_value,
-        "false_alarms_per_hour": event.false_alarms_per_hour,
-        "alarm": event.alarm,
-        "box": None if event.box is None else list(event.box),
-    }
+def room_for(room: int, info: ClipInfo) -> int:
+    """How many frames may wait: ``room``, or as many as WAITING_BYTES hold, at least one."""
+    return max(1, min(room, WAITING_BYTES // max(1, info.height * info.width * info.channels)))
 
 
 def free_name(folder: Path, stem: str) -> Path:
     """annotated.mp4, or where that is there annotated_2.mp4, ...: what an earlier watch saw is kept."""
     names = itertools.chain([f"{stem}.mp4"], (f"{stem}_{number}.mp4" for number in itertools.count(2)))
     return next(folder / name for name in names if not (folder / name).exists())
-
-
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a file; one that a kill cut off is passed over."""
-    with path.open(encoding="utf-8", errors="replace") as stream:
-        for text in stream:
-            with contextlib.suppress(ValueError):
-                line = json.loads(text)
-                if isinstance(line, dict):
-                    yield line
-
-
-def _ends_a_line(path: Path) -> bool:
-    with path.open("rb") as stream:
-        if stream.seek(0, os.SEEK_END) == 0:
-            return True
-        stream.seek(-1, os.SEEK_END)
-        return stream.read() == b"\n"
-
-
-def _plain(rate: HourlyRate | None) -> dict[str, Any] | None:
-    return None if rate is None else asdict(rate)

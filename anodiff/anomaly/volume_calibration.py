@@ -21,6 +21,8 @@ from anodiff.anomaly.calibration import (
 
 #: keys of the recipe's section that change neither a score nor a map
 FREE_KEYS = ("min_volume_mm3",)
+#: keys that change what is made of slices, and not their own scores
+SLICE_FREE_KEYS = (*FREE_KEYS, "median", "score_slices")
 #: a native spacing further than by this factor outside that of the normals is remarked upon
 SPACING_SLACK = 1.5
 
@@ -111,12 +113,15 @@ class VolumeCalibration(Calibration):
         """See `calibration.p_values`."""
         return float(p_values(torch.tensor([score], dtype=torch.float64), self.volume_scores))
 
-    def volume_changes(self, found: Mapping[str, Any]) -> list[str]:
-        """What differs between the section ``found`` and the one that was calibrated, as "volume.key was a, is b"."""
+    def volume_changes(self, found: Mapping[str, Any], free: Sequence[str] = FREE_KEYS) -> list[str]:
+        """What differs between the section ``found`` and the one that was calibrated, as "volume.key was a, is b".
+
+        ``free``: keys that may differ.
+        """
         return [
             change
             for change in preprocess_changes(self.volume, found, "volume")
-            if not change.startswith(tuple(f"volume.{key} " for key in FREE_KEYS))
+            if not change.startswith(tuple(f"volume.{key} " for key in free))
         ]
 
     def to_tensors(self) -> dict[str, Tensor]:

@@ -101,7 +101,7 @@ def fit_volumes(
     fit(detector, deciding, (fitting or ()) if wanted else (), limits, failed, progress, batch_size)
     seen = _scored(detector, deciding, failed, progress)
     if not seen.scores:
-        raise DataError(f"calibration: expected normal volumes that can be read, found none ({failed[0]})")
+        raise DataError(f"calibration: expected normal volumes that can be scored, found none ({_first(failed)})")
     slices = detector.detector.calibration
     assert slices is not None
     if detector.config.mode == "patches":
@@ -115,6 +115,10 @@ def fit_volumes(
     )
     detector.detector.calibration = calibration
     return calibration, tuple(dict.fromkeys(failed))
+
+
+def _first(failed: Sequence[str]) -> str:
+    return failed[0] if failed else "none were given"
 
 
 def steps(detector: VolumeDetector, deciding: int, fitting: int | None) -> int:
@@ -180,10 +184,14 @@ def _fit_slices(
         for each, volume, prepared in _readable(normals, detector, failed, progress):
             shape = tuple(prepared.image.shape[1:])
             axes = detector.slicer.axes(shape)  # type: ignore[arg-type]
-            for axis in axes:
-                found = thinned(detector.slicer.cut(prepared, axis, volume), max(1, most // (len(normals) * len(axes))))
-                stacks.append(found)
-                groups += [each.group] * len(found)
+            share = max(1, most // (len(normals) * len(axes)))
+            try:
+                found = [thinned(detector.slicer.cut(prepared, axis, volume), share) for axis in axes]
+            except InputError as error:
+                failed.append(str(error))
+                continue
+            stacks += found
+            groups += [each.group for stack in found for _ in stack.index]
         if normals and not groups:
             raise DataError(
                 "calibration: expected slices of normal volumes, found none that can be used"
@@ -246,7 +254,7 @@ def _fit_whole(
             fold.add(errors, used) if common else _add_sums(fold, errors, used)
             done += 1
         if not moments:
-            raise DataError(f"calibration: expected normal volumes that can be read, found none ({failed[0]})")
+            raise DataError(f"calibration: expected normal volumes that can be read, found none ({_first(failed)})")
         kind = settings.standardise if common else "scalar"
         standardisation = fit_standardisation(list(moments.values()), kind, settings.map_px, settings.scale_floor)
         counts = {"standardise_images": done, "standardise_groups": len({each.group for each in fitting})}

@@ -12,7 +12,7 @@ from torch import Tensor
 from anodiff.anomaly.calibration import Calibration
 from anodiff.anomaly.detector import AnomalyDetector
 from anodiff.anomaly.settings import DetectorSettings
-from anodiff.anomaly.volume_calibration import VolumeCalibration
+from anodiff.anomaly.volume_calibration import SLICE_FREE_KEYS, VolumeCalibration
 from anodiff.config import VolumeConfig
 from anodiff.data.volumes.preprocess import PreparedVolume
 from anodiff.data.volumes.slices import VolumeSlicer
@@ -43,8 +43,8 @@ class VolumeResult:
     Attributes:
         map: (I, J, K) float32, larger = more anomalous, never clamped; 0 where no slice was scored.
         inside: (I, J, K) bool, the foreground that was scored.
-        score: higher = more anomalous. Of slices: the mean of the ``score_slices`` highest ones along an axis, averaged
-            over axes; of a whole volume: the reduction of its map.
+        score: higher = more anomalous, a float32 number. Of slices: the mean of the ``score_slices`` highest ones along
+            an axis, averaged over axes; of a whole volume: the reduction of its map.
         p_value, is_anomalous: None without a calibration on volumes; no decision without a threshold.
         slices: what is known of each slice.
         nfe: denoiser calls of this volume.
@@ -136,9 +136,36 @@ class VolumeDetector:
     def volume_calibration(self) -> VolumeCalibration | None:
         """The calibration on volumes that were cut and finished as now; None where there is none."""
         found = self.detector.calibration
-        if not isinstance(found, VolumeCalibration) or found.volume_changes(self.config.model_dump(mode="json")):
+        if not isinstance(found, VolumeCalibration) or found.volume_changes(self._section):
             return None
         return found
+
+    @property
+    def slice_calibration(self) -> Calibration | None:
+        """The calibration where slices are cut as its normals' were, so that their p-values hold; else None."""
+        found = self.detector.calibration
+        if isinstance(found, VolumeCalibration) and found.volume_changes(self._section, SLICE_FREE_KEYS):
+            return None
+        return found
+
+    @property
+    def _section(self) -> dict[str, Any]:
+        return self.config.model_dump(mode="json")
+
+    def check(self) -> None:
+        """Raises ConfigError where volumes are prepared, or cut, so that the size of normal error is not known."""
+        self.detector.check_preprocess()
+        found = self.detector.calibration
+        if not isinstance(found, VolumeCalibration) or self.config.mode == "patches":
+            return
+        more = sorted(set(self.config.axes) - set(found.volume["axes"]))
+        placed = found.standardisation is not None and found.standardisation.granularity.kind != "scalar"
+        if more and placed:
+            raise ConfigError(
+                f"volume.axes: expected some of {list(found.volume['axes'])}, of whose slices preset {self.name!r} "
+                f"knows the size of normal error place by place, found {list(self.config.axes)}; anodiff calibrate "
+                "with these axes"
+            )
 
     @property
     def voxel_quantiles(self) -> dict[float, float] | None:
@@ -160,12 +187,13 @@ class VolumeDetector:
                 f"preset {self.name!r}: calibrated on 2-D images, so slices have p-values and volumes do not; "
                 "anodiff calibrate on normal volumes gives them",
             )
-        changed = found.volume_changes(self.config.model_dump(mode="json"))
+        changed = found.volume_changes(self._section)
         if changed:
+            without = "volumes" if self.slice_calibration is not None else "volumes and slices"
             return (
                 *notes,
-                f"preset {self.name!r}: calibrated for other volume settings ({', '.join(changed)}), so volumes have "
-                "no p-value and no threshold, and candidates those of single slices",
+                f"preset {self.name!r}: calibrated for other volume settings ({', '.join(changed)}), so {without} have "
+                "no p-value, volumes no threshold, and candidates a voxel threshold that is only about right",
             )
         return notes if found.volume_message is None else (*notes, found.volume_message)
 
@@ -177,11 +205,15 @@ class VolumeDetector:
     def __call__(self, prepared: PreparedVolume, volume: Volume | None = None) -> VolumeResult:
         """Score one prepared volume; ``volume``, what it was made from, where intensities are of each slice.
 
-        Raises InputError for a volume without foreground, or a size that the model is not calibrated for.
+        Raises InputError for a volume without foreground, or a size that the model is not calibrated for; ConfigError
+        as `check` does.
         """
+        self.check()
         scored = self._whole(prepared, volume) if self.config.mode == "patches" else self._sliced(prepared, volume)
         found, inside, score, slices, calls = scored
         found = median_filter(found, inside, self.config.median)
+        # As it is written in a table, where it must lie on the same side of the threshold.
+        score = float(np.float32(score))
         calibration, p_value, decided = self.volume_calibration, None, None
         if calibration is not None:
             p_value = calibration.volume_p_value(score)
@@ -191,24 +223,31 @@ class VolumeDetector:
     def _sliced(
         self, prepared: PreparedVolume, volume: Volume | None
     ) -> tuple[np.ndarray, np.ndarray, float, list[SliceScore], int]:
-        """Maps of the slices along each axis, averaged where several axes scored a voxel."""
+        """Maps of the slices along each axis, averaged where several axes scored a voxel.
+
+        Where the foreground alone is scored it counts alone: slices of two axes need not agree on what it is.
+        """
         i, j, k = prepared.image.shape[1:]
         total, weight = np.zeros((i, j, k), dtype=np.float32), np.zeros((i, j, k), dtype=np.float32)
         inside = np.zeros((i, j, k), dtype=bool)
         slices: list[SliceScore] = []
         tops: list[float] = []
-        for axis in self.slicer.axes((i, j, k)):
+        axes = self.slicer.axes((i, j, k))
+        for axis in axes:
             stack = self.slicer.cut(prepared, axis, volume)
             if not len(stack):
                 continue
             result = self.detector(stack.images, stack.foreground)
             covered = np.zeros((i, j, k), dtype=bool)
             np.moveaxis(covered, axis, 0)[list(stack.index)] = True
-            total += self.slicer.join(result.maps, stack)
+            own = self.slicer.inside(stack)
+            if self.settings.foreground and len(axes) > 1:
+                covered &= own
+            total += np.where(covered, self.slicer.join(result.maps, stack), 0)
             weight += covered
-            inside |= self.slicer.inside(stack)
+            inside |= own
             scores = result.scores.double().tolist()
-            known = [None] * len(scores) if self.calibration is None else result.p_values.tolist()
+            known = self._slice_p_values(result.scores)
             slices += [SliceScore(axis, *each) for each in zip(stack.index, scores, known, strict=True)]
             highest = sorted(scores, reverse=True)[: self.config.score_slices]
             tops.append(sum(highest) / len(highest))
@@ -227,15 +266,17 @@ class VolumeDetector:
         found = result.maps[0].cpu()
         inside = prepared.foreground
         index, scores = slice_scores(self.detector, found, inside, self.config.min_foreground)
-        known: list[float | None] = [None] * len(index)
-        if isinstance(self.calibration, VolumeCalibration):
-            known = list(self.calibration.p_values(scores).tolist())
+        known = self._slice_p_values(scores)
         slices = [
             SliceScore(WHOLE_AXIS, n, score, p) for n, score, p in zip(index, scores.tolist(), known, strict=True)
         ]
         assert isinstance(self.detector, PatchDetector)
         calls = result.nfe * self.detector.windows.count(found.shape)
         return found.numpy(), inside.numpy(), float(result.scores[0]), slices, calls
+
+    def _slice_p_values(self, scores: Tensor) -> list[float | None]:
+        calibration = self.slice_calibration
+        return [None] * len(scores) if calibration is None else list(calibration.p_values(scores).tolist())
 
 
 def slice_scores(

@@ -101,6 +101,7 @@ def run_job(
     *,
     workers: int = 2,
     batch_size: int = 16,
+    ahead: int | None = None,
     progress: Progress | None = None,
 ) -> Summary:
     """Runs `job` over `items` and records every row in `store`; items finished by an earlier run are not touched.
@@ -112,6 +113,8 @@ def run_job(
     Args:
         workers: reading threads, and as many writing threads.
         batch_size: items handed to `compute` at once (a short batch only at the end, or where inputs failed to read).
+        ahead: items that may be read before they are computed, and as many results that may wait to be written; by
+            default two batches of each, and an item a reader. For large items 1.
 
     Raises:
         StorageError: results cannot be written; what was computed before is recorded where possible.
@@ -125,8 +128,10 @@ def run_job(
     busy = 0.0
     with (
         _Stop() as stop,
-        _Writers(job, store, progress, workers, 2 * batch_size) as writers,
-        contextlib.closing(_batches(job, todo, workers, batch_size, stop, writers)) as batches,
+        _Writers(job, store, progress, workers, ahead or 2 * batch_size) as writers,
+        contextlib.closing(
+            _batches(job, todo, workers, batch_size, ahead or 2 * batch_size + workers, stop, writers)
+        ) as batches,
     ):
         for batch in batches:
             started = time.monotonic()
@@ -166,14 +171,19 @@ class _Read(Generic[Loaded]):
 
 
 def _batches(
-    job: Job[Loaded, Computed], todo: Sequence[Item], workers: int, batch_size: int, stop: _Stop, writers: _Writers
+    job: Job[Loaded, Computed],
+    todo: Sequence[Item],
+    workers: int,
+    batch_size: int,
+    ahead: int,
+    stop: _Stop,
+    writers: _Writers,
 ) -> Generator[list[_Read[Loaded]], None, None]:
-    """Batches of read items, in order, read ahead by two batches; unreadable ones go straight to the writers."""
+    """Batches of read items, in order, read ahead by so many; unreadable ones go straight to the writers."""
 
     def read(item: Item) -> _Read[Loaded]:
         return _Read(item, item.stamp, job.read(item))
 
-    ahead = 2 * batch_size + workers
     pending: deque[tuple[Item, Future[_Read[Loaded]]]] = deque()
     waiting = deque(todo)
     batch: list[_Read[Loaded]] = []

@@ -44,7 +44,7 @@ class WindowDenoiser:
         taper: "hann" (sine squared) or "linear" (triangle).
 
     Attributes:
-        calls: windows asked for so far.
+        calls: windows asked for so far. device, precision, compiled, notes: of the inner denoiser.
 
     Raises:
         ConfigError: a side below 1, an overlap outside [0, 0.9], another taper.
@@ -60,10 +60,16 @@ class WindowDenoiser:
         self.denoiser = denoiser
         self.window = tuple(int(side) for side in window)
         self.overlap, self.taper = float(overlap), taper
-        self.network_batch: int = getattr(denoiser, "network_batch", ROWS)
         self.device: torch.device = getattr(denoiser, "device", torch.device("cpu"))
         self.precision: str = getattr(denoiser, "precision", "fp32")
+        self.compiled: bool = getattr(denoiser, "compiled", False)
+        self.notes: list[str] = getattr(denoiser, "notes", [])
         self.calls = 0
+
+    @property
+    def network_batch(self) -> int:
+        """Windows that the inner denoiser sees at a time; it may have gone on with fewer, for want of memory."""
+        return getattr(self.denoiser, "network_batch", ROWS)
 
     def count(self, size: Sequence[int]) -> int:
         """Windows of an image of spatial ``size``."""

@@ -140,7 +140,7 @@ def read_normals(
             try:
                 volume = read_volume(part.path)
                 prepared = slicer.prepare(volume)
-                free = normal_voxels(part, volume, prepared, config.volume)
+                free = normal_voxels(part, volume, prepared, config.volume, slicer.axes(prepared.plan.model.shape))
                 shares.append(gather.add(store, prepared, volume, free))
                 kept.append(part)
                 hashes.append(volume_hash(volume))
@@ -170,11 +170,14 @@ def volume_hash(volume: Volume) -> int:
     return pixel_hash(RawImage(volume.data, volume.low, volume.high, volume.dtype, volume.path))
 
 
-def normal_voxels(part: NormalPart, volume: Volume, prepared: PreparedVolume, config: VolumeConfig) -> np.ndarray:
+def normal_voxels(
+    part: NormalPart, volume: Volume, prepared: PreparedVolume, config: VolumeConfig, axes: Sequence[int]
+) -> np.ndarray:
     """bool (I, J, K) on the model's grid: what may be learnt from, or calibrated on.
 
-    With slices whole ones are out: a slice within LESION_MARGIN_MM of a lesion is not normal, nor is one that would
-    see it as a neighbour. With patches single voxels are out. Raises InputError for a mask that cannot be used.
+    With slices along ``axes`` whole ones are out: a slice within LESION_MARGIN_MM of a lesion is not normal, nor is one
+    that would see it as a neighbour. With patches single voxels are out. Raises InputError for a mask that cannot be
+    used, and a slab of a volume that is cut along another axis.
     """
     spacing = spacing_mm(volume, prepared)
     free = np.ones(prepared.plan.model.shape, dtype=bool)
@@ -182,10 +185,15 @@ def normal_voxels(part: NormalPart, volume: Volume, prepared: PreparedVolume, co
     if near is not None and config.mode == "patches":
         free &= ~near
     elif near is not None:
-        for axis in config.axes:
+        for axis in axes:
             others = tuple(other for other in range(3) if other != axis)
             free &= _along(_all_near(np.asarray(~near.any(axis=others)), config.neighbours), axis)
     if part.slab is not None:
+        if config.mode == "slices" and tuple(axes) != (part.slab.axis,):
+            raise InputError(
+                f"{volume.path}: expected slices along {'ijk'[part.slab.axis]}, of which a part can be held out, found "
+                f"{' x '.join(map(str, prepared.plan.model.shape))} voxels"
+            )
         normal = free & prepared.foreground.numpy()
         free &= _along(slab_slices(part.slab, normal, float(spacing[part.slab.axis])), part.slab.axis)
     return free

@@ -164,7 +164,11 @@ def test_the_seed_changes_the_noise_and_nothing_else_does(convolutional_denoiser
     assert not torch.equal(detector(model, SMALL, seed=4)(images).scores, same[0])
 
 
-@pytest.mark.parametrize("name", PRESETS)
+#: those that look with the network's own encoder have their tests in test_refinement.py, on a network that has one
+WITHOUT_FEATURES = [name for name, settings in PRESETS.items() if not settings.residual.startswith("features")]
+
+
+@pytest.mark.parametrize("name", WITHOUT_FEATURES)
 def test_presets_cost_what_they_state(name: str, model: Any, normals: Normals) -> None:
     ours = detector(model, name)
     result = ours(normals(3, 0))
@@ -383,7 +387,7 @@ def test_calibration_needs_normals_of_two_groups(model: Any, normals: Normals) -
     with pytest.raises(ConfigError, match="rate"):
         ours.fit(normals(3, 0), rate=1.5)
     with pytest.raises(ConfigError, match="unit"):
-        ours.fit(normals(3, 0), unit="slice")  # type: ignore[arg-type]
+        ours.fit(normals(3, 0), unit="volume")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,8 @@ def small_cache(toy: Any, levels: tuple[float, ...], base: DetectorSettings = BA
 def test_stored_errors_give_the_maps_of_the_detector(toy: Any, polarity: Any, residual: Any) -> None:
     base = BASE.model_copy(update={"polarity": polarity, "levels": (0.1, 1.0), "smooth_px": 1.0})
     cache = small_cache(toy, (0.1, 1.0), base)
-    settings = base.model_copy(update={"residual": residual, "fusion": "max"})
+    limits = None if polarity == "both" else (-1.0, 2.0)
+    settings = base.model_copy(update={"residual": residual, "fusion": "max", "limits": limits})
     detector = AnomalyDetector(toy, settings, device="cpu")
     planted, fit = cache.planted, cache.fit
     detector.fit(planted.images, planted.groups, standardise_on=fit.images, standardise_groups=[f"f{g}" for g in
@@ -263,6 +264,14 @@ def test_smoothing_before_the_mean_over_levels_is_the_same(toy: Any) -> None:
     settings = BASE.model_copy(update={"levels": (0.1, 1.0), "smooth_px": 1.5, "residual": "squared"})
     alone = cache.level_values(settings)
     assert np.allclose(alone[[0, 2]].mean(axis=0), cache.values(settings), rtol=1e-4, atol=1e-5)
+
+
+def test_forward_selection_sees_limits_as_the_detector_does(toy: Any) -> None:
+    settings = BASE.model_copy(update={"polarity": "brighter", "limits": (0.0, 1.0), "smooth_px": 1.5})
+    measure = Measure(small_cache(toy, (0.1, 0.3, 1.0), settings), ["blob"], 0)
+    path = Search(measure, 6).forward(settings)
+    assert [len(step.levels) for step, _ in path] == [1, 2, 3]
+    assert [value for _, value in path] == pytest.approx([measure.value(step) for step, _ in path], abs=1e-9)
 
 
 def test_resampled_ap_is_the_ap_of_the_repeated_groups() -> None:

@@ -42,8 +42,8 @@ def test_every_job_shows_examples(anodiff: Run, job: str, capfd: pytest.CaptureF
     assert f"anodiff {job}" in text.split("Examples:")[1]
 
 
-#: jobs that run no network: they read, measure or copy what others have made
-NO_NETWORK = {"metrics", "compare", "split", "import", "info", "configs"}
+#: jobs that run no network over inputs: they read, measure or copy what others have made
+NO_NETWORK = {"metrics", "compare", "split", "import", "export", "info", "configs"}
 
 
 @pytest.mark.parametrize("job", sorted(cli.JOBS.keys() - NO_NETWORK))

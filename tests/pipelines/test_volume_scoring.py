@@ -7,6 +7,10 @@ import csv
 import itertools
 import json
 import sqlite3
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,11 +23,15 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 from PIL import Image
 
 from anodiff.config import parse_config
+from anodiff.anomaly.volumes import SliceScore
 from anodiff.data.volumes import read_volume
+from anodiff.data.volumes.slices import VolumeSlicer
+from anodiff.data.volumes.volume import Volume
 from anodiff.engine.loop import Summary
-from anodiff.errors import ConfigError, DataError
+from anodiff.errors import ConfigError, DataError, StorageError
 from anodiff.model import DiffusionModel, build_denoiser
 from anodiff.pipelines import score, volume_job, volume_scoring
+from anodiff.pipelines.volume_job import native_slice
 
 #: D = 0 whatever it is shown (a fresh network that predicts the image), so that a map is the image itself
 MIRROR: dict[str, Any] = {
@@ -104,22 +112,60 @@ def volumes_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "model.safetensors"
 
 
-@pytest.mark.parametrize("axes", [[2], [0, 1, 2]])
-def test_a_marked_voxel_comes_back_for_every_order_flip_and_oblique_affine(tmp_path: Path, axes: list[int]) -> None:
-    model = mirror(tmp_path / "m.safetensors", preprocess={"size": [8, 8], "intensity": {"kind": "zscore"}})
-    values = np.abs(np.random.default_rng(0).normal(size=(8, 8, 8))).astype(np.float32)
+AFFINES = {"plain": np.diag([1.0, 1.5, 2.0, 1.0]), "oblique": oblique()}
+
+
+def turned(values: np.ndarray, affine: np.ndarray, code: str) -> tuple[np.ndarray, np.ndarray]:
+    """The RAS volume (values, affine) stored in another order of axes, by nibabel."""
+    change = ornt_transform(axcodes2ornt(("R", "A", "S")), axcodes2ornt(tuple(code)))
+    return nibabel.orientations.apply_orientation(values, change), affine @ inv_ornt_aff(change, values.shape)
+
+
+def marked_volume() -> np.ndarray:
+    values = np.abs(np.random.default_rng(0).normal(size=(7, 8, 6))).astype(np.float32)
     values[MARK] = 40
+    return values
+
+
+@pytest.mark.parametrize("statistics", ["volume", "slice"])
+def test_a_marked_voxel_is_cut_and_joined_in_its_place_for_all_orders_flips_and_affines(statistics: str) -> None:
+    config = parse_config({**MIRROR, "preprocess": {"size": [8, 8], "intensity": {"kind": "zscore"}, "resize": "pad"},
+                           "volume": {"axes": [0, 1, 2], "min_foreground": 0.0, "statistics": statistics}})  # fmt: skip
+    assert config.volume is not None
+    slicer = VolumeSlicer(config.preprocess, config.volume)
+    for code, (name, affine) in itertools.product(CODES, AFFINES.items()):
+        stored, own = turned(marked_volume(), affine, code)
+        volume = Volume(stored[None], own, 0.0, 1.0, "float32", f"{code} {name}", "nifti", ranged=True)
+        prepared = slicer.prepare(volume)
+        peak = np.unravel_index(prepared.image[0].argmax(), prepared.plan.model.shape)
+        world = affine @ np.array([*MARK, 1.0])
+        assert np.allclose(prepared.plan.model.affine @ np.array([*peak, 1.0]), world, atol=1e-4), (code, name)
+        for axis in range(3):
+            stack = slicer.cut(prepared, axis, volume)
+            joined = prepared.back(slicer.join(stack.images[:, 0], stack))
+            assert joined.shape == stored.shape
+            assert np.unravel_index(joined.argmax(), joined.shape) == np.unravel_index(stored.argmax(), stored.shape)
+            place = native_slice(prepared, SliceScore(axis, int(peak[axis]), 0.0, None))
+            assert place["slice"] == np.unravel_index(stored.argmax(), stored.shape)[place["axis"]]
+            letter = nibabel.aff2axcodes(prepared.plan.model.affine)[axis]
+            assert code[place["axis"]] in next(pair for pair in ("RL", "AP", "SI") if letter in pair)
+
+
+def test_a_marked_voxel_comes_back_through_the_whole_job(tmp_path: Path) -> None:
+    """Every order of axes, every axis in both directions: each order with some flips and with the opposite ones."""
+    model = mirror(tmp_path / "m.safetensors", preprocess={"size": [8, 8], "intensity": {"kind": "zscore"}})
     expected: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for code in CODES:
-        for name, affine in (("plain", np.diag([1.0, 1.5, 2.0, 1.0])), ("oblique", oblique())):
-            change = ornt_transform(axcodes2ornt(("R", "A", "S")), axcodes2ornt(tuple(code)))
-            stored = nibabel.orientations.apply_orientation(values, change)
-            own = affine @ inv_ornt_aff(change, values.shape)
-            save(tmp_path / "in" / f"{code}_{name}.nii.gz", stored, own)
-            expected[f"{code}_{name}"] = (stored, affine @ np.array([*MARK, 1.0]))
-    assert len(expected) == 96
-    summary = run(model, tmp_path / "out", tmp_path / "in", overrides=[f"volume.axes={axes}"], heatmaps=False)
-    assert summary.ok == 96
+    for order, flips in itertools.product(range(6), range(2)):
+        code = CODES[8 * order + (order if flips else 7 - order)]
+        name, affine = list(AFFINES.items())[(order + flips) % 2]
+        stored, own = turned(marked_volume(), affine, code)
+        save(tmp_path / "in" / f"{code}_{name}.nii.gz", stored, own)
+        expected[f"{code}_{name}"] = (stored, affine @ np.array([*MARK, 1.0]))
+    assert {(place, code[place]) for code in expected for place in range(3)} == set(
+        itertools.product(range(3), "RLAPSI")
+    )
+    summary = run(model, tmp_path / "out", tmp_path / "in", overrides=["volume.axes=[0,1,2]"], heatmaps=False)
+    assert summary.ok == len(expected) == 12
     for name, (stored, world) in expected.items():
         source = nibabel.load(tmp_path / "in" / f"{name}.nii.gz")
         found = nibabel.load(tmp_path / "out" / "maps" / f"{name}.nii.gz")
@@ -185,6 +231,77 @@ def test_outputs_of_a_calibrated_run(volumes_model: Path, tmp_path: Path) -> Non
     page = (tmp_path / "out" / "report.html").read_text()
     assert "sick" in page
     assert "2 highest slice scores" in page
+
+
+def test_a_model_of_patches_scores_through_the_job(tmp_path: Path) -> None:
+    """D = 0: the map is the z-score of the volume, whatever the windows; a mark comes back to its voxel."""
+    model = mirror(tmp_path / "m.safetensors", volume={"mode": "patches", "patch": [8, 8, 8], "min_foreground": 0.0})
+    values = np.random.default_rng(1).normal(size=(12, 8, 10)).astype(np.float32)
+    stored, own = turned(values, oblique(), "PIR")
+    save(tmp_path / "a.nii.gz", stored, own)
+    assert run(model, tmp_path / "out", tmp_path / "a.nii.gz").exit_code == 0
+    found = np.asarray(nibabel.load(tmp_path / "out" / "maps" / "a.nii.gz").dataobj)
+    assert np.allclose(found, (stored - stored.mean()) / stored.std(), atol=1e-5)
+    assert len(table(tmp_path / "out" / "slices.csv")) == 10
+    assert run(model, tmp_path / "out", tmp_path / "a.nii.gz").resumed == 1
+    with pytest.raises(ConfigError, match=r"volume\.axes"):
+        run(model, tmp_path / "no", tmp_path / "a.nii.gz", overrides=["volume.axes=[0]"])
+
+
+def test_a_channel_is_chosen_once(tmp_path: Path) -> None:
+    """Of a volume of two channels the second is scored, also where each slice is prepared as an image."""
+    spread = {"size": [16, 16], "channel": 1, "intensity": {"kind": "zscore"}}
+    model = mirror(tmp_path / "m.safetensors", preprocess=spread)
+    for name in ("a", "b"):
+        save(tmp_path / f"x_{name}.nii.gz", head(1 if name == "a" else 2))
+    save(tmp_path / "alone.nii.gz", head(2))
+    run(model, tmp_path / "two", f"{tmp_path / 'x_'}#channels=a.nii.gz,b.nii.gz")
+    assert table(tmp_path / "two" / "scores.csv")[0]["error"] == ""
+    plain = mirror(tmp_path / "p.safetensors", preprocess={**spread, "channel": None})
+    run(plain, tmp_path / "one", tmp_path / "alone.nii.gz")
+    first, second = (table(tmp_path / name / "scores.csv")[0]["score"] for name in ("two", "one"))
+    assert first == second
+
+
+def test_slices_cut_otherwise_have_no_p_value(volumes_model: Path, tmp_path: Path) -> None:
+    source = save(tmp_path / "s.nii.gz", head(100, lesion=True))
+    run(volumes_model, tmp_path / "other", source, heatmaps=False, overrides=["volume.axes=[0]"])
+    assert {row["p_value"] for row in table(tmp_path / "other" / "slices.csv")} == {""}
+    assert {row["axis"] for row in table(tmp_path / "other" / "slices.csv")} == {"0"}
+    page = (tmp_path / "other" / "report.html").read_text()
+    assert "volumes and slices have no p-value" in page
+    run(volumes_model, tmp_path / "top", source, heatmaps=False, overrides=["volume.score_slices=1"])
+    assert all(row["p_value"] for row in table(tmp_path / "top" / "slices.csv"))
+    assert table(tmp_path / "top" / "scores.csv")[0]["p_value"] == ""
+
+
+def test_few_volumes_are_in_memory_at_once(
+    volumes_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(12):
+        save(tmp_path / "in" / f"{n}.nii.gz", head(n))
+    lock, flying, most = threading.Lock(), 0, 0
+    read, write = volume_job.VolumeJob.read, volume_job.VolumeJob.write
+
+    def counted(job: Any, item: Any) -> Any:
+        nonlocal flying, most
+        with lock:
+            flying += 1
+            most = max(most, flying)
+        return read(job, item)
+
+    def slow(job: Any, item: Any, computed: Any) -> Any:
+        nonlocal flying
+        time.sleep(0.1)
+        with lock:
+            flying -= 1
+        return write(job, item, computed)
+
+    monkeypatch.setattr(volume_job.VolumeJob, "read", counted)
+    monkeypatch.setattr(volume_job.VolumeJob, "write", slow)
+    assert run(volumes_model, tmp_path / "out", tmp_path / "in", heatmaps=False, maps=False).ok == 12
+    # one that is read ahead, one computed, one or two at the queue, one a writer
+    assert 2 <= most <= 6
 
 
 def test_small_candidates_and_a_median_are_switches(volumes_model: Path, tmp_path: Path) -> None:
@@ -303,6 +420,12 @@ def test_said_and_refused(world: Any, volumes_model: Path, tmp_path: Path, capsy
         run(mirror(tmp_path / "m.safetensors"), tmp_path / "f", scan, dicom=["seg"])
     with pytest.raises(DataError, match="expected volumes"):
         run(volumes_model, tmp_path / "g", world.data)
+    with pytest.raises(ConfigError, match="--map-format tiff: expected none for volumes"):
+        run(volumes_model, tmp_path / "h", scan, map_format="tiff")
+    with pytest.raises(ConfigError, match="2-D images"):
+        run(world.model, tmp_path / "i", scan, overrides=["volume.overlap=0.2"])
+    with pytest.raises(ConfigError, match="found 2-D images"):
+        run(world.model, tmp_path / "j", world.data, dicom=["sc"])
 
 
 def test_uncalibrated_runs_draw_on_one_scale(tmp_path: Path) -> None:
@@ -339,10 +462,55 @@ def test_evaluate_measures_inside_the_foreground(volumes_model: Path, tmp_path: 
     assert {row["id"] for row in table(tmp_path / "out" / "truth.csv")} == {
         f"{k}{n}" for k in ("sick", "well") for n in range(3)
     }
-    _, again = evaluate.run(
-        volumes_model, tmp_path / "test.csv", tmp_path / "out", device="cpu", quiet=True, heatmaps=False
-    )
+    options: dict[str, Any] = {"device": "cpu", "quiet": True, "heatmaps": False}
+    _, again = evaluate.run(volumes_model, tmp_path / "test.csv", tmp_path / "out", **options)
     assert again == metrics
+    # a mask that was mended is measured, although its volume is the same
+    mask[6:9, 7:10, 5:7] = 0
+    save(tmp_path / "mask0.nii.gz", mask)
+    summary, changed = evaluate.run(volumes_model, tmp_path / "test.csv", tmp_path / "out", **options)
+    assert summary.resumed == 5
+    assert changed["pixel_ap"] != metrics["pixel_ap"]
+    with pytest.raises(ConfigError, match="--baselines: expected 2-D images"):
+        evaluate.run(volumes_model, tmp_path / "test.csv", tmp_path / "no", baselines=True, **options)
+    with pytest.raises(ConfigError, match="--map-format npy"):
+        evaluate.run(volumes_model, tmp_path / "test.csv", tmp_path / "no", map_format="npy", **options)
+    # what score wrote has no masks beside it
+    inputs = [str(tmp_path / f"{kind}{n}.nii.gz") for n in range(3) for kind in ("sick", "well")]
+    score.run(volumes_model, inputs, tmp_path / "scored", **options)
+    with pytest.raises(StorageError, match="measured was false"):
+        evaluate.run(volumes_model, tmp_path / "test.csv", tmp_path / "scored", **options)
+
+
+def test_what_was_learnt_from_is_known_again(
+    volumes_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import anodiff
+    from anodiff.data.seen import SeenImages
+    from anodiff.pipelines import calibrate, evaluate
+    from anodiff.training.volumes import volume_hash
+
+    lines = ["path,label,group,split"]
+    for n in range(4):
+        save(tmp_path / f"n{n}.nii.gz", head(n))
+        lines.append(f"n{n}.nii.gz,0,p{n},")
+    save(tmp_path / "sick.nii.gz", head(9, lesion=True))
+    (tmp_path / "normals.csv").write_text("\n".join(lines) + "\n")
+    model = anodiff.load(volumes_model)
+    model.seen = SeenImages.of(volume_hash(read_volume(tmp_path / f"n{n}.nii.gz")) for n in range(3))
+    model.save(tmp_path / "learnt.safetensors")
+    options: dict[str, Any] = {"device": "cpu"}
+    with pytest.raises(DataError, match="expected normal volumes that the model has not learnt from, found 3 of 4"):
+        calibrate.run(tmp_path / "learnt.safetensors", tmp_path / "normals.csv", tmp_path / "a.safetensors", **options)
+    calibrate.run(
+        tmp_path / "learnt.safetensors", tmp_path / "normals.csv", tmp_path / "b.safetensors", allow_trained=True,
+        **options,
+    )  # fmt: skip
+    assert "learnt from 3 of 4 of these normals" in capsys.readouterr().err
+    (tmp_path / "test.csv").write_text("\n".join([*lines, "sick.nii.gz,1,s,"]) + "\n")
+    evaluate.run(tmp_path / "learnt.safetensors", tmp_path / "test.csv", tmp_path / "out", heatmaps=False, **options)
+    assert "learnt from 3 of these 5 volumes" in capsys.readouterr().err
+    assert "learnt from 3 of these 5 volumes" in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.fixture
@@ -464,3 +632,45 @@ def test_concerns(world: Any, tmp_path: Path) -> None:
         ([str(tmp_path)], True), ([str(world.data)], False), (["gone.png"], False), (["*.none"], False),
     ):  # fmt: skip
         assert volume_scoring.concerns(model, inputs) is expected
+
+
+PEAK = """
+import sys
+from anodiff.pipelines import score
+summary = score.run(sys.argv[1], sys.argv[2:3], sys.argv[3], device="cpu", quiet=True)
+assert summary.ok == 1, summary
+# not getrusage: a new process inherits what its parent had
+lines = open("/proc/self/status").read().splitlines()
+print(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
+def test_a_volume_of_256_voxels_a_side_stays_below_six_gibibytes(tmp_path: Path) -> None:
+    """The whole job in a process of its own: read, prepare, denoise, map, planes, candidates, report."""
+    from pathlib import Path as Place
+
+    from anodiff.pipelines import calibrate
+
+    section = {"axes": [2], "neighbours": 1, "min_foreground": 0.01}
+    network = {"channels": [8, 16], "blocks": 1, "attention": [False, False], "stem": 2, "head_channels": 8}
+    raw = mirror(tmp_path / "raw.safetensors", network=network, volume=section,
+                 preprocess={"size": [256, 256], "intensity": {"kind": "robust"}, "foreground": "otsu"})  # fmt: skip
+    rng = np.random.default_rng(0)
+    grid = np.indices((256, 256, 256), dtype=np.float32) - 127.5
+    ball = (grid**2).sum(axis=0) < 110**2
+    big = np.where(ball, 100 + 6 * rng.standard_normal(ball.shape, dtype=np.float32), 1).astype(np.float32)
+    save(tmp_path / "big.nii.gz", big)
+    for n in range(2):
+        save(tmp_path / "normals" / f"{n}.nii.gz", big[:, :, 100 + 8 * n : 104 + 8 * n])
+    calibrate.run(raw, tmp_path / "normals", tmp_path / "model.safetensors", device="cpu", quiet=True)
+    found = subprocess.run(
+        [sys.executable, "-c", PEAK, tmp_path / "model.safetensors", tmp_path / "big.nii.gz", tmp_path / "out"],
+        capture_output=True, text=True, check=False, cwd=Place(__file__).parents[2],
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    peak = int(found.stdout.split()[-1]) / 2**20
+    print(f"peak {peak:.2f} GiB")
+    assert 0.3 < peak < 6
+    assert table(tmp_path / "out" / "lesions.csv")

@@ -24,6 +24,7 @@ from anodiff.training.volumes import (
     Slab,
     SliceExamples,
     anatomical_axes,
+    normal_voxels,
     read_normals,
     slab_slices,
 )
@@ -102,6 +103,19 @@ def test_neighbours_are_those_of_the_volume_and_free_of_lesions_too(tmp_path: Pa
     assert stacks[5] == [3, 4, 5, 6, 7]
     assert stacks[-1] == [15, 16, 17, 18, 19]
     assert max(max(stack) for stack in stacks) < 23 - LESION_MARGIN_MM
+
+
+def test_a_single_slice_with_a_lesion_is_not_learnt_from_whatever_way_it_lies(tmp_path: Path) -> None:
+    """It is cut along its thin axis, whatever the recipe's axes are."""
+    values, mask = np.random.default_rng(0).random((1, 16, 16)).astype(np.float32), np.zeros((1, 16, 16), np.uint8)
+    mask[0, 3, 3] = 1
+    volume, truth = write(tmp_path / "v.nii", values), write(tmp_path / "m.nii", mask)
+    config = recipe({"axes": [2]})
+    assert len(read_normals([NormalPart(volume, "p")], config).examples) == 1
+    with pytest.raises(DataError, match="expected a normal slice"):
+        read_normals([NormalPart(volume, "p", truth)], config)
+    with pytest.raises(DataError, match="expected slices along k, of which a part can be held out, found 1 x 16 x 16"):
+        read_normals([NormalPart(volume, "p", slab=Slab(2, 0.5, held=True))], config)
 
 
 def test_examples_are_what_scoring_would_see(tmp_path: Path) -> None:
@@ -220,6 +234,46 @@ def test_a_slab_and_the_rest_do_not_touch() -> None:
     held, kept = sides(least=24)
     assert (held[0], len(held)) == (10, 25)
     assert kept[0] == 45
+
+
+def sample_table(folder: Path, **masks: np.ndarray | None) -> Any:
+    from anodiff.data.layouts import load_table
+
+    for name, mask in masks.items():
+        write(folder / f"{name}.nii", np.random.default_rng(0).random((24, 40, 24)).astype(np.float32))
+        if mask is not None:
+            write(folder / f"{name}_mask.nii", mask)
+    return load_table(folder)
+
+
+@pytest.mark.parametrize("augment", [{}, {"rotate_deg": 10, "scale": 0.1}])
+def test_a_single_patient_gives_both_sides_a_patch_that_may_turn(tmp_path: Path, augment: dict[str, float]) -> None:
+    from anodiff.pipelines.volume_training import normal_parts
+
+    config = recipe({"mode": "patches", "patch": [6, 6, 6], "spacing": [2, 2, 2]}, augment=augment)
+    samples = sample_table(tmp_path, a=None)
+    learnt, held, notes = normal_parts(samples, config)
+    assert "one patient only" in notes[0]
+    volume = read_volume(learnt[0].path)
+    prepared = VolumeSlicer(config.preprocess, config.volume).prepare(volume)
+    kept, out = (
+        normal_voxels(part, volume, prepared, config.volume, (2,)).any(axis=(0, 2)) for part in (learnt[0], held[0])
+    )
+    assert not (kept & out).any()
+    large = np.zeros((48, 80, 48), np.float32) + np.random.default_rng(0).random((48, 80, 48))
+    path = write(tmp_path / "large.nii", large.astype(np.float32))
+    for part in (learnt[0], held[0]):
+        assert len(read_normals([NormalPart(path, "a", slab=part.slab)], config).examples) > 0
+
+
+def test_volumes_of_which_nobody_says_that_they_are_normal_are_passed_over_and_counted(tmp_path: Path) -> None:
+    from anodiff.pipelines.volume_training import normal_parts
+
+    blank = np.zeros((24, 40, 24), np.uint8)
+    samples = sample_table(tmp_path, a=blank, b=blank, c=None)
+    learnt, held, notes = normal_parts(samples, recipe({}))
+    assert {Path(part.path).name for part in (*learnt, *held)} == {"a.nii", "b.nii"}
+    assert notes[0].startswith("1 of 3 volumes have neither label nor mask")
 
 
 def test_a_volume_without_anything_normal_is_named_and_all_of_them_refused(tmp_path: Path) -> None:

@@ -68,7 +68,12 @@ CATCH_ALL = ("lgg_tif", "classes", "folder")
 
 
 def load_table(
-    data: str | os.PathLike[str], layout: str = "auto", *, normal: str | Sequence[str] = (), group_by: str = ""
+    data: str | os.PathLike[str],
+    layout: str = "auto",
+    *,
+    normal: str | Sequence[str] = (),
+    group_by: str = "",
+    channels: Sequence[str] = (),
 ) -> SampleTable:
     """The sample table of a data set: a folder or file in one of the LAYOUTS, or a CSV manifest.
 
@@ -76,6 +81,8 @@ def load_table(
     normal: the normal class or classes (a sequence, or one string with commas), where the layout has classes.
     group_by: what belongs together: ``path`` (the folder of the image), a regular expression with one group in
     parentheses that is searched in each path, or a column of the manifest; by default what the layout knows.
+
+    channels: which are taken, by name, where ``layout`` names none: those that a model was trained on.
 
     Raises DataError: no such path, an unknown layout, a folder that does not have the named layout or has no image, a
     normal class that is not there or needed and not named, a group that cannot be found.
@@ -85,14 +92,14 @@ def load_table(
     if not path.exists():
         raise DataError(f"{path}: expected a data folder or a CSV manifest, found no such path")
     try:
-        return _loaded(path, layout, named, group_by)
+        return _loaded(path, layout, named, group_by, tuple(channels))
     except OSError as error:
         raise DataError(
             f"{error.filename or path}: expected a folder or file that can be read, found {error.strerror}"
         ) from None
 
 
-def _loaded(path: Path, layout: str, named: Sequence[str], group_by: str) -> SampleTable:
+def _loaded(path: Path, layout: str, named: Sequence[str], group_by: str, usual: tuple[str, ...] = ()) -> SampleTable:
     layout, _, wanted = layout.partition(":")
     channels = tuple(part.strip() for part in wanted.split(",") if part.strip())
     name = _recognised(path, named) if layout == "auto" else layout
@@ -112,9 +119,26 @@ def _loaded(path: Path, layout: str, named: Sequence[str], group_by: str) -> Sam
     column = group_by.strip().lower()
     if name == "manifest" and column not in ("", BY_PATH) and column in manifest.column_names(manifest.file_in(path)):
         return manifest.load(path, column)
-    options = {"channels": channels} if chosen.takes_channels else {}
-    samples = chosen.load(path, named, **options) if chosen.takes_normal else chosen.load(path, **options)
+    samples = _of_channels(chosen, path, named, channels, usual)
     return regrouped(samples, group_by) if group_by else samples
+
+
+def _of_channels(
+    chosen: Layout, path: Path, named: Sequence[str], channels: tuple[str, ...], usual: tuple[str, ...]
+) -> SampleTable:
+    """The table with the channels that are asked for, else the usual ones; a single one is it whatever its name."""
+    normal = [named] if chosen.takes_normal else []
+    if not chosen.takes_channels:
+        return chosen.load(path, *normal)
+    try:
+        return chosen.load(path, *normal, channels=channels or usual)
+    except DataError:
+        if channels or len(usual) != 1:
+            raise
+        samples = chosen.load(path, *normal, channels=())
+        if len(samples.channels) != 1:
+            raise
+        return samples
 
 
 def _recognised(path: Path, normal: Sequence[str]) -> str:

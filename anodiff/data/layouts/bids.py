@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from anodiff.data.layouts.volume_files import chosen_channels, stem_of, volume_files, volume_table
@@ -16,9 +17,10 @@ _LESION = re.compile(r"lesion", re.IGNORECASE)
 
 
 def matches(path: Path) -> bool:
-    """Whether ``path`` has folders sub-... that hold NIfTI files named after them."""
+    """Whether ``path`` has folders sub-..., or is one of them, that hold NIfTI files named after them."""
     return path.is_dir() and any(
-        any(True for _ in path.glob(f"sub-*/{depth}anat/sub-*.nii*")) for depth in ("", "ses-*/")
+        any(True for _ in path.glob(f"{above}{depth}anat/sub-*.nii*"))
+        for above, depth in (("sub-*/", ""), ("sub-*/", "ses-*/"), ("", ""), ("", "ses-*/"))
     )
 
 
@@ -30,14 +32,7 @@ def load(path: Path, channels: tuple[str, ...] = ()) -> SampleTable:
 
     Raises DataError where several suffixes are there and none is named, or a file of one is missing.
     """
-    files = [file for file in volume_files(path) if stem_of(file).startswith("sub-")]
-    masks = [file for file in files if _LESION.search(stem_of(file))]
-    images: dict[str, dict[str, str]] = {}
-    for file in files:
-        parts = Path(os.path.relpath(file, path)).parts
-        if "anat" in parts and parts[0] not in DERIVATIVES and file not in masks:
-            entities, _, suffix = stem_of(file).rpartition("_")
-            images.setdefault(os.path.join(os.path.dirname(file), entities), {})[suffix] = file
+    images, masks = _files(path)
     there = sorted({suffix for found in images.values() for suffix in found})
     if len(there) > 1 and not channels:
         raise DataError(
@@ -54,7 +49,32 @@ def load(path: Path, channels: tuple[str, ...] = ()) -> SampleTable:
             raise DataError(f"{key}: expected the suffixes {', '.join(wanted)}, found no {', '.join(missing)}")
         file = channels_path([found[suffix] for suffix in wanted])
         samples.append(Sample(file, None, _mask_of(key, masks), _entity(key, "sub")))
-    return volume_table(samples, "bids", path)
+    return volume_table(samples, "bids", path, [(suffix, suffix) for suffix in wanted])
+
+
+def to_score(path: Path, channels: Sequence[str]) -> list[str]:
+    """The volumes that have any of the suffixes ``channels``, below a tree, a subject or a session; a file that is not
+    there is named all the same, and reading says so."""
+    volumes = []
+    for key, found in _files(path)[0].items():
+        by_name = {suffix.lower(): file for suffix, file in found.items()}
+        if any(name.lower() in by_name for name in channels):
+            volumes.append(channels_path([by_name.get(name.lower(), f"{key}_{name}") for name in channels]))
+    return volumes
+
+
+def _files(path: Path) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """(what stands before the suffix -> suffix -> image, lesion masks)."""
+    files = [file for file in volume_files(path) if stem_of(file).startswith("sub-")]
+    # A subject may be called so: what says it is a later part of the name.
+    masks = [file for file in files if _LESION.search(stem_of(file).partition("_")[2])]
+    images: dict[str, dict[str, str]] = {}
+    for file in files:
+        parts = Path(os.path.relpath(file, path)).parts
+        if Path(file).absolute().parent.name == "anat" and parts[0] not in DERIVATIVES and file not in masks:
+            entities, _, suffix = stem_of(file).rpartition("_")
+            images.setdefault(os.path.join(os.path.dirname(file), entities), {})[suffix] = file
+    return images, masks
 
 
 def _entity(path: str, name: str) -> str:

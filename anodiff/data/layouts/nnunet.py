@@ -36,6 +36,12 @@ def matches(path: Path) -> bool:
     return (path / DESCRIPTION).is_file() and any((path / images).is_dir() for images, _, _ in PARTS)
 
 
+def is_part(path: Path) -> bool:
+    """Whether ``path`` is the imagesTr or imagesTs of such a data set."""
+    whole = path.absolute()
+    return whole.name in [images for images, _, _ in PARTS] and matches(whole.parent)
+
+
 def load(path: Path, normal: Sequence[str] = (), channels: tuple[str, ...] = ()) -> SampleTable:
     """The sample table: one row a case; imagesTr are split train, imagesTs are split test.
 
@@ -65,9 +71,9 @@ def to_score(path: Path, channels: Sequence[str], numbers: Sequence[str] = ()) -
     channels: by the names of the dataset.json; where there is none, ``numbers`` are those of their files. A volume
     whose files are not all there is named all the same: reading it says which is not.
     """
-    home = next((place for place in (path, path.absolute().parent) if (place / DESCRIPTION).is_file()), None)
+    home = path if matches(path) else path.absolute().parent if is_part(path) else None
     parts = [images for images, _, _ in PARTS]
-    if home is None or (home != path and path.name not in parts):
+    if home is None:
         found = _cases(volume_files(path), set())
         if not numbers or any(None in files for files in found.values()):
             return []
@@ -77,7 +83,7 @@ def to_score(path: Path, channels: Sequence[str], numbers: Sequence[str] = ()) -
     files, masks = _files(home)
     known = {case for found in masks.values() for case in found}
     volumes = []
-    for images in parts if home == path else [path.name]:
+    for images in parts if home == path else [path.absolute().name]:
         for case, found in _cases(files[images], known).items():
             if None in found:
                 volumes.append(_volume_of(case, found, names, wanted, home))

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from anodiff.data.layouts.volume_files import only_volumes, stem_of, volume_suffix, volume_table
 from anodiff.data.table import Sample, SampleTable
+
+if TYPE_CHECKING:
+    from anodiff.data.volumes.volume import VolumeSource
 
 #: what a mask's name has after the stem of the volume beside it
 MASK_ENDS = ("_mask", "_seg", "_label", "_lesion", "_lesions", "_gt", "-mask", "-seg", "-label")
@@ -20,11 +25,13 @@ def matches(path: Path) -> bool:
 def load(path: Path) -> SampleTable:
     """Every volume (NIfTI, MGH, DICOM series) of a path; ``x_mask``, ``x_seg`` ... are the masks of a volume ``x``.
 
-    Raises DataError where there is no volume.
+    DICOM series of one patient are a group. Raises DataError where there is no volume.
     """
     from anodiff.data.volumes.discover import find_volumes
 
-    paths = [source.path for source in find_volumes(path, four_d="channels").sources]
+    sources = find_volumes(path, four_d="channels").sources
+    paths = [source.path for source in sources]
+    groups = _groups(sources)
     stems = {os.path.join(os.path.dirname(found), stem_of(found)): found for found in paths if volume_suffix(found)}
     masks = {
         stems[stem.removesuffix(end)]: found
@@ -34,5 +41,14 @@ def load(path: Path) -> SampleTable:
     }
     taken = set(masks.values())
     return volume_table(
-        [Sample(found, None, masks.get(found, "")) for found in paths if found not in taken], "volumes", path
+        [Sample(found, None, masks.get(found, ""), groups.get(found, "")) for found in paths if found not in taken],
+        "volumes",
+        path,
     )
+
+
+def _groups(sources: Sequence[VolumeSource]) -> dict[str, str]:
+    """Path -> a name of its DICOM patient (or study, where that is all it says) that tells nothing of them."""
+    patients = {source.path: source.frames[0].patient for source in sources if source.frames}
+    numbers = {patient: number for number, patient in enumerate(sorted(set(patients.values()) - {""}), start=1)}
+    return {path: f"patient {numbers[patient]}" for path, patient in patients.items() if patient}

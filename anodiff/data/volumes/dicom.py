@@ -32,6 +32,8 @@ _PLAIN_TAGS = (
     "SOPClassUID",
     "SOPInstanceUID",
     "SeriesInstanceUID",
+    "StudyInstanceUID",
+    "PatientID",
     "FrameOfReferenceUID",
     "SeriesNumber",
     "InstanceNumber",
@@ -81,7 +83,7 @@ class Frame:
     columns), None where unknown; at_detector: measured there, not in the patient. thickness: of the slice; between:
     from its middle to the next one's; None where not stated. padding: the lowest and highest stored value that mean
     "no pixel here". burned_in: whether text is burnt into the pixels, None where not stated. marks: values that may
-    tell it from a frame at the same place.
+    tell it from a frame at the same place. patient: its number, or its study where there is none; never to be shown.
     """
 
     path: str
@@ -113,6 +115,7 @@ class Frame:
     padding: tuple[float, float] | None = None
     burned_in: bool | None = None
     marks: tuple[str, ...] = ()
+    patient: str = ""
 
     @property
     def placed(self) -> bool:
@@ -201,6 +204,7 @@ def _common(header: Any, path: str, count: int) -> dict[str, Any]:
         "path": path,
         "count": count,
         "series": str(header.get("SeriesInstanceUID", "") or ""),
+        "patient": str(header.get("PatientID", "") or header.get("StudyInstanceUID", "") or "").strip(),
         "instance": str(header.get("SOPInstanceUID", "") or ""),
         "reference": str(header.get("FrameOfReferenceUID", "") or ""),
         "series_number": None if number in (None, "") else _whole(number, 0),

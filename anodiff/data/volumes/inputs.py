@@ -6,13 +6,17 @@ import glob
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from anodiff.data.readers import image_suffix
-from anodiff.data.volumes.discover import DICOM_SUFFIXES, find_volumes, split_mark, with_ids
+from anodiff.data.volumes.discover import DICOM_SUFFIXES, FourD, find_volumes, split_mark, with_ids
 from anodiff.data.volumes.marks import channel_files
 from anodiff.data.volumes.read import resolve
 from anodiff.data.volumes.volume import Found, VolumeSource
 from anodiff.errors import DataError, InputError
+
+if TYPE_CHECKING:
+    from anodiff.data.layouts.channels import ChannelNames
 
 SUFFIXES = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".mgh", ".mgz", *DICOM_SUFFIXES)
 
@@ -44,27 +48,31 @@ def looks_like_volume(path: str) -> bool:
         return False
 
 
-def expand_volumes(inputs: Sequence[str | os.PathLike[str]]) -> Found:
+def expand_volumes(inputs: Sequence[str | os.PathLike[str]], known: ChannelNames | None = None) -> Found:
     """The volumes that files, folders, patterns, CSVs (a column ``path``) and marked paths stand for.
+
+    known: the channels of the model that they are for. A folder laid out by channels gives its cases or subjects with
+    those channels; of a model of several channels a 4-D file is one volume, else each of its volumes is.
 
     Each once, with ids unique among all of them. DICOM files of a folder that are named one by one, as a shell's
     pattern does, make series where they are complete. What is named itself is kept whatever it is: reading it says
     what is wrong (its source has no files then). Raises DataError for an input that does not exist, and where there is
-    no volume at all.
+    no volume at all, and where a folder's channels have names, but not the model's.
     """
+    four_d: FourD = "channels" if known is not None and known.count > 1 else "each"
     sources: dict[str, VolumeSource] = {}
     skipped: list[tuple[str, str]] = []
     slices: dict[str, list[str]] = {}
     for item in (os.fspath(each) for each in inputs):
         for path in _named(item):
             if os.path.isdir(path):
-                found = find_volumes(path)
+                found = (None if known is None else _of_channels(path, known)) or find_volumes(path, four_d=four_d)
                 sources |= {source.path: source for source in found.sources}
                 skipped += found.skipped
             elif _is_dicom_file(path):
                 slices.setdefault(os.path.dirname(path) or ".", []).append(path)
             else:
-                sources |= {source.path: source for source in _of_file(path, skipped)}
+                sources |= {source.path: source for source in _of_file(path, skipped, four_d)}
     for folder, files in slices.items():
         sources |= {source.path: source for source in _of_slices(folder, files, skipped)}
     if not sources:
@@ -122,7 +130,27 @@ def _is_dicom_file(path: str) -> bool:
     return looks_like_volume(path) and not path.lower().endswith(SUFFIXES)
 
 
-def _of_file(path: str, skipped: list[tuple[str, str]]) -> list[VolumeSource]:
+def _of_channels(folder: str, known: ChannelNames) -> Found | None:
+    """The cases or subjects of a folder that is laid out by channels; None for others."""
+    from anodiff.data.layouts.channels import volumes_of_channels
+    from anodiff.data.layouts.volume_files import volume_files
+
+    sources = []
+    for path in volumes_of_channels(Path(folder), known):
+        files = tuple(channel_files(path))
+        if files:
+            sources.append(VolumeSource(path, path, "channels", f"{len(files)} files, one a channel", files))
+        else:
+            sources += _of_file(path, [], "channels")
+    if not sources:
+        return None
+    taken = {os.path.abspath(split_mark(file)[0]) for source in sources for file in (*source.files, source.path)}
+    reason = f"not one of the channels {', '.join(known.names)} of a subject"
+    passed = [(file, reason) for file in volume_files(Path(folder)) if os.path.abspath(file) not in taken]
+    return Found(sources, passed)
+
+
+def _of_file(path: str, skipped: list[tuple[str, str]], four_d: FourD = "each") -> list[VolumeSource]:
     """The volumes of one file; the path itself where only reading it can say what it is."""
     if split_mark(path)[1]:
         try:
@@ -131,7 +159,7 @@ def _of_file(path: str, skipped: list[tuple[str, str]]) -> list[VolumeSource]:
             return [VolumeSource(path, path, "nifti", "named by its path")]
     if not os.path.isfile(path):
         return [VolumeSource(path, path, "nifti", "named by its path")]
-    found = find_volumes(path)
+    found = find_volumes(path, four_d=four_d)
     if found.sources:
         return found.sources
     skipped += found.skipped

@@ -60,6 +60,8 @@ def _read(source: VolumeSource | str | os.PathLike[str], max_voxels: int) -> Vol
         if files:
             return join_channels([_read(file, max_voxels) for file in files], os.fspath(source), max_voxels)
         source = resolve(source)
+    if source.kind == "channels":
+        return join_channels([_read(file, max_voxels) for file in source.files], source.path, max_voxels)
     if source.kind == "dicom":
         return read_group(Group(source.frames, source.remarks), source.path, max_voxels=max_voxels)
     if source.kind == "stack":

@@ -48,7 +48,8 @@ class VolumeSlicer:
 
     def __init__(self, preprocess: PreprocessConfig, volume: VolumeConfig) -> None:
         self.preprocess, self.volume = preprocess, volume
-        self.preprocessor = Preprocessor(preprocess)
+        # The channel is chosen when a volume is prepared.
+        self.preprocessor = Preprocessor(preprocess.model_copy(update={"channel": None}))
 
     def prepare(self, volume: Volume) -> PreparedVolume:
         """The volume on the model's grid; in [-1, 1] unless intensities are of each slice, then as stored.
@@ -79,6 +80,7 @@ class VolumeSlicer:
         whole = _slices(prepared.image.numpy(), axis)
         valid = _slices(prepared.foreground.numpy()[None], axis)[:, 0]
         geometry = self.preprocessor.geometry((whole.shape[2], whole.shape[3]))
+        pixels_inside = geometry.box[2] * geometry.box[3]
         images, foreground, index = [], [], []
         for number, pixels in enumerate(whole):
             if pixels.min() == pixels.max():
@@ -94,7 +96,7 @@ class VolumeSlicer:
                     continue
                 raise
             inside = found.foreground & torch.from_numpy(_resized_mask(valid[number], geometry))
-            if float(inside.float().mean()) >= self.volume.min_foreground and bool(inside.any()):
+            if bool(inside.any()) and int(inside.sum()) >= self.volume.min_foreground * pixels_inside:
                 images.append(found.image)
                 foreground.append(inside)
                 index.append(number)
@@ -171,12 +173,15 @@ def cut_slices(
     inside = _slices(foreground.numpy()[None], axis)[:, 0]
     geometry = Preprocessor(preprocess).geometry((slices.shape[2], slices.shape[3]))
     share = inside.mean(axis=(1, 2))
-    index = [n for n in range(len(slices)) if inside[n].any() and share[n] >= volume.min_foreground]
+    likely = [n for n in range(len(slices)) if inside[n].any() and share[n] >= volume.min_foreground]
+    # What is of a few voxels may vanish on a coarser grid, and a slice without foreground would be scored whole.
+    on_grid = {n: mask for n in likely if (mask := _resized_mask(inside[n], geometry)).any()}
+    index = list(on_grid)
     reach = range(-volume.neighbours, volume.neighbours + 1)
     needed = {min(max(n + step, 0), len(slices) - 1) for n in index for step in reach}
     ready = {n: torch.from_numpy(_on_grid(slices[n], geometry)) for n in sorted(needed)}
     images = [torch.cat([ready[min(max(n + step, 0), len(slices) - 1)] for step in reach]) for n in index]
-    masks = [torch.from_numpy(_resized_mask(inside[n], geometry)) for n in index]
+    masks = [torch.from_numpy(on_grid[n]) for n in index]
     return _stack(images, masks, index, axis, geometry, image.shape, len(image) * volume.stack)
 
 

@@ -12,7 +12,7 @@ from anodiff.errors import InputError
 if TYPE_CHECKING:
     from anodiff.data.volumes.dicom import Frame
 
-Kind = Literal["nifti", "mgh", "dicom", "stack"]
+Kind = Literal["nifti", "mgh", "dicom", "stack", "channels"]
 #: voxels of one volume, all channels together; 1024 x 1024 x 512 fits
 MAX_VOXELS = 600_000_000
 #: frames of one DICOM file, volumes of one 4-D file: a header that claims more is damaged
@@ -29,8 +29,8 @@ class VolumeSource:
 
     id: safe as a file name, unique within the find; path: the file, or ``file#volume=3``, ``file#frame=3`` (from 1),
     ``folder#series=<8 hex digits>``, ``folder#stack``, ``pages.tif#stack=0.5x0.5x2`` (mm along i, j and k where they
-    are not 1): a name from which ``read_volume`` finds it again; description: a sentence without anything of the
-    patient; remarks: what the reader has to say already.
+    are not 1), ``x_#channels=flair.nii,t1.nii``: a name from which ``read_volume`` finds it again; description: a
+    sentence without anything of the patient; remarks: what the reader has to say already.
     """
 
     id: str
