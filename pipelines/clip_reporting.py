@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anodiff.anomaly.event_rule import EventRule
+from anodiff.engine.device import describe
+from anodiff.engine.loop import Summary
 from anodiff.engine.store import Item
 from anodiff.visualize.clip_report import ClipEntry, ClipReport, write_clip_report
 from anodiff.visualize.clips import ScoreAxis
@@ -49,11 +51,44 @@ def write_report(
         clips=clips,
         axis=axis_of(job.rule, clips),
         false_alarms=promises(job.rule),
-        metrics=metrics,
+        metrics=None if metrics is None else flat_metrics(metrics),
         scale=job.scale,
         notes=job.notes,
     )
     write_clip_report(path, report)
+
+
+def facts_of(job: ClipJob, summary: Summary, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The run in numbers, over all recorded clips."""
+    scored = [row for row in rows if row["status"] == "ok"]
+    frames = sum(row["n_frames"] for row in scored)
+    seconds = sum(row["n_frames"] * row["seconds"] for row in scored)
+    detector = job.detector
+    return {
+        "nfe": detector.nfe,
+        "frames": frames,
+        "frames_per_second": frames / seconds if seconds > 0 else None,
+        **describe(detector.denoiser.device, detector.denoiser.precision),
+        "device_busy": f"{summary.device_busy_share:.0%}",
+    }
+
+
+def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """metrics.json without its nesting: what is in "smoothed" and "alarms" under names that say so."""
+    flat: dict[str, Any] = {"reasons": {}}
+    for part, end in ((metrics, ""), (metrics.get("smoothed", {}), "_smoothed"), (metrics.get("alarms", {}), "")):
+        for key, value in part.items():
+            if key == "reasons":
+                flat["reasons"] |= {_named(name, end): reason for name, reason in value.items()}
+            elif not isinstance(value, Mapping):
+                flat[_named(key, end)] = value
+    return flat
+
+
+def _named(key: str, end: str) -> str:
+    """The name of a metric with an ending; of its interval too, which is named after it."""
+    name = key.removesuffix("_ci95")
+    return f"{name}{end}{key[len(name) :]}"
 
 
 def entry(job: ClipJob, item: Item, row: Mapping[str, Any]) -> ClipEntry:

@@ -13,11 +13,12 @@ from anodiff.anomaly.temporal import smooth_in_time
 from anodiff.engine.loop import Summary, run_job
 from anodiff.engine.progress import Progress
 from anodiff.engine.store import Item, ResultStore
-from anodiff.errors import DataError
+from anodiff.errors import ConfigError, DataError
 from anodiff.files import make_folder, write_csv, write_json
 from anodiff.pipelines.clip_job import FRAMES, THUMBNAILS, ClipJob, ClipOutputs, FrameTable, event_of
+from anodiff.pipelines.clip_reporting import facts_of, write_report
 from anodiff.pipelines.common import file_digest, say, table_text
-from anodiff.pipelines.event_files import frame_row, write_events_csv, write_frames_csv
+from anodiff.pipelines.event_files import frame_rows, write_events_csv, write_frames_csv
 from anodiff.pipelines.scoring import COLUMNS
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def run(
     preset: str | None = None,
     maps: bool = False,
     heatmaps: bool = True,
+    annotate: bool = False,
     overwrite: bool = False,
     device: str = "auto",
     precision: str = "auto",
@@ -49,6 +51,7 @@ def run(
 ) -> Summary:
     """Score recorded clips; returns what was done. Errors of the run as a whole are AnodiffErrors."""
     from anodiff.data.video.clip import expand_clips, is_live
+    from anodiff.pipelines.clip_annotating import annotate_clips, refuse_uncalibrated
     from anodiff.pipelines.score import outside
 
     sources = expand_clips(inputs)
@@ -59,12 +62,20 @@ def run(
     items = [Item(source.id, source.path, file=stamped(source.path)) for source in sources if source.path in inside]
     detector = ClipDetector(model, preset or model.config.preset, device=device, precision=precision, seed=seed)
     job = job_of(model, detector, ClipOutputs(output, maps, heatmaps), batch_size)
+    if annotate:
+        refuse_uncalibrated(job)
     for note in job.notes:
         say(f"note: {note}", quiet)
     with ResultStore.open(output, run_settings(model_path, job), overwrite=overwrite) as store:
         summary = score_items(job, items, store, workers=model.config.engine.workers, quiet=quiet)
+        if not summary.interrupted:
+            rows = list(store.rows(items))
+            write_report(output / "report.html", job, items, rows, facts=facts_of(job, summary, rows))
+            if annotate:
+                annotate_clips(job, items, store, quiet=quiet)
     say(f"{summary.sentence().replace('images/s', 'clips/s')}; {detector.nfe} denoiser calls a frame", quiet)
-    say(f"wrote {output / 'scores.csv'}, frames.csv and events.csv", quiet)
+    report = "" if summary.interrupted else ", report.html"
+    say(f"wrote {output / 'scores.csv'}, frames.csv, events.csv{report}", quiet)
     return summary
 
 
@@ -118,14 +129,24 @@ def evaluate(
     }
     write_json(output / "metrics.json", metrics)
     write_csv(output / "clips.csv", CLIP_COLUMNS, clip_rows(smoothed))
+    facts = facts_of(job, summary, recorded)
+    write_report(output / "report.html", job, items, recorded, facts=facts, metrics=metrics)
     typer.echo(table_text(["metric", "value", "95 % low", "high"], metric_rows(metrics)))
     if baselines:
         compared = measure_baselines(rows, normal_rows(table), detector.video, quiet=quiet)
         write_json(output / "baselines.json", compared)
         typer.echo("\n" + table_text(["method", *SHOWN, "smoothed micro", "macro"], baseline_rows(metrics, compared)))
     say(f"{summary.sentence().replace('images/s', 'clips/s')}; {detector.nfe} denoiser calls a frame", quiet)
-    say(f"wrote {output / 'metrics.json'}", quiet)
+    say(f"wrote {output / 'metrics.json'} and report.html", quiet)
     return summary, metrics
+
+
+def refuse_foreign(map_format: str | None, dicom: Sequence[str]) -> None:
+    """Raises ConfigError for options of `anodiff score` that are about images or volumes."""
+    if map_format is not None:
+        raise ConfigError(f"--map-format {map_format}: expected none for clips, whose maps are NPY (frames, H, W)")
+    if dicom:
+        raise ConfigError(f"--dicom {dicom[0]}: expected volumes of DICOM, found a model of clips")
 
 
 def job_of(model: DiffusionModel, detector: ClipDetector, outputs: ClipOutputs, batch_size: int) -> ClipJob:
@@ -149,22 +170,20 @@ def score_items(
     for row in rows:
         if row["error"]:
             say(f"note: {row['error']}", quiet)
-    write_frames_csv(outputs.folder / "frames.csv", frame_rows(job, rows))
+    write_frames_csv(outputs.folder / "frames.csv", every_frame(job, rows))
     write_events_csv(outputs.folder / "events.csv", (event_of(event) for row in rows for event in row["events"]))
     return summary
 
 
-def frame_rows(job: ClipJob, rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """frames.csv: every frame of the recorded clips; anomalous where smoothed is above the frame threshold."""
-    threshold = None if job.detector.calibration is None else job.detector.calibration.threshold
+def every_frame(job: ClipJob, rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """frames.csv: every frame of the recorded clips; anomalous inside an event, where a threshold makes events."""
+    judged = job.rule is not None and job.rule.high is not None
     for row in rows:
         frames = FrameTable.load(job.outputs.folder / row["frames"])
-        for index, time, score, smoothed in zip(
-            frames.index.tolist(), frames.time.tolist(), frames.score.tolist(), frames.smoothed.tolist(), strict=True
-        ):
-            yield frame_row(
-                row["id"], index, time, score, smoothed, None if threshold is None else smoothed > threshold
-            )
+        columns = (frames.index, frames.time, frames.score, frames.smoothed)
+        cells = zip(*(column.tolist() for column in columns), strict=True)
+        spans = [(event["start"], event["end"]) for event in row["events"]] if judged else None
+        yield from frame_rows(row["id"], cells, spans)
 
 
 def run_settings(model_path: Path, job: ClipJob) -> dict[str, Any]:

@@ -53,6 +53,9 @@ def main(
     show_phi: Annotated[
         bool, typer.Option("--show-phi", help="Name the patients of DICOM volumes in the report.")
     ] = False,
+    annotate: Annotated[
+        bool, typer.Option("--annotate", help="Of clips also a video with heatmap and scores (computed anew or --maps).")
+    ] = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -63,7 +66,7 @@ def main(
     """Score images, volumes or clips: OUTPUT/scores.csv, maps/, heatmaps/ and report.html.
 
     Volumes (NIfTI, MGH, folders of DICOM) get a NIfTI map each, slices.csv and lesions.csv; clips (videos, folders of
-    frames, with a model of clips) frames.csv and events.csv, and no report.
+    frames, with a model of clips) frames.csv and events.csv, and with --annotate a video each in annotated/.
 
     A broken input becomes a row with its error. A run that was killed goes on where it stopped when the same command
     is given again.
@@ -74,7 +77,7 @@ def main(
       anodiff score model.safetensors 'night/*.png' day.csv --output out/day --preset one-step
       anodiff score model.safetensors scans/ --output out/scans --set engine.network_batch=64 --device cuda
       anodiff score model.safetensors study/ --output out/ct --dicom sc
-      anodiff score runs/ped2/model.safetensors night.mp4 --output out/night
+      anodiff score runs/ped2/model.safetensors night.mp4 --output out/night --annotate
     """
     summary = run(
         model,
@@ -86,6 +89,7 @@ def main(
         heatmaps=heatmaps,
         dicom=dicom or (),
         show_phi=show_phi,
+        annotate=annotate,
         overwrite=overwrite,
         device=device,
         precision=precision,
@@ -107,6 +111,7 @@ def run(
     heatmaps: bool = True,
     dicom: Sequence[str] = (),
     show_phi: bool = False,
+    annotate: bool = False,
     overwrite: bool = False,
     device: str = "auto",
     precision: str = "auto",
@@ -125,10 +130,14 @@ def run(
 
     model = open_model(model_path, overrides, OPEN_KEYS)
     if model.config.video is not None:
+        clip_scoring.refuse_foreign(map_format, dicom)
         return clip_scoring.run(
-            model, model_path, inputs, output, preset=preset, maps=bool(maps), heatmaps=heatmaps, overwrite=overwrite,
-            device=device, precision=precision, batch_size=batch_size, seed=seed, quiet=quiet,
+            model, model_path, inputs, output, preset=preset, maps=bool(maps), heatmaps=heatmaps, annotate=annotate,
+            overwrite=overwrite, device=device, precision=precision, batch_size=batch_size, seed=seed, quiet=quiet,
         )  # fmt: skip
+    if annotate:
+        kind = "images" if model.config.volume is None else "volumes"
+        raise ConfigError(f"--annotate: expected a model of clips (its recipe has video), found one of {kind}")
     maps = maps is not False
     if volume_scoring.concerns(model, inputs):
         return volume_scoring.run(

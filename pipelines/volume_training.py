@@ -176,8 +176,8 @@ def unknown_notes(samples: SampleTable) -> tuple[str, ...]:
     if not unknown or unknown == len(table):
         return ()
     return (
-        f"{unknown} of {len(table)} volumes have neither label nor mask, as others have, and are not learnt from: a CSV "
-        "manifest says with label 0 that they are normal",
+        f"{unknown} of {len(table)} volumes have neither label nor mask, as others have, and are not learnt from: a "
+        "CSV manifest says with label 0 that they are normal",
     )
 
 

@@ -31,7 +31,7 @@ class Journal:
         self._end = complete
         self._old: IO[bytes] = path.open("rb")
         self._old.readline()
-        self._covered = -1
+        self._covered = self._decided = -1
         self._ahead = self._next()
         self._new: IO[bytes] = path.open("r+b")
         self._new.truncate(complete)
@@ -69,6 +69,7 @@ class Journal:
 
     def add(self, scored: Scored, smoothed: float, box: Box | None) -> None:
         """Keeps one frame, unless an earlier run did."""
+        self._decided = scored.index
         if scored.index <= self._covered:
             return
         place = "" if box is None else ",".join(map(str, box))
@@ -88,7 +89,8 @@ class Journal:
             self._new.close()
 
     def write_frames(self, path: Path, clip: str, spans: Sequence[Span] | None) -> None:
-        """frames.csv, row by row; spans are the times of events, None where there is no threshold."""
+        """frames.csv, row by row, up to the last frame added in this run (an earlier one may have gone further);
+        spans are the times of events, None where there is no threshold."""
         write_frames_csv(path, frame_rows(clip, self._kept(), spans))
 
     def _kept(self) -> Iterator[tuple[int, float, float, float]]:
@@ -96,6 +98,8 @@ class Journal:
             lines.readline()
             for raw in lines:
                 index, time, score, smoothed = raw.decode().split(",")[:4]
+                if int(index) > self._decided:
+                    return
                 yield int(index), float(time), float(score), float(smoothed)
 
     def _next(self) -> list[str] | None:

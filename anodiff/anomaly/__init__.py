@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from anodiff.anomaly.calibration import Calibration, conformal_threshold, normals_needed, p_values
-from anodiff.anomaly.detector import AnomalyDetector, DetectionResult
+from anodiff.anomaly.detector import AnomalyDetector
 from anodiff.anomaly.presets import PRESETS, preset, resolve
+from anodiff.anomaly.result import DetectionResult
 from anodiff.anomaly.settings import DetectorSettings
 
 __all__ = [

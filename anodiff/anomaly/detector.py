@@ -18,6 +18,7 @@ from anodiff.anomaly.perceptual import FeatureDistance
 from anodiff.anomaly.presets import resolve
 from anodiff.anomaly.reduce import reduce_maps
 from anodiff.anomaly.residuals import apply_polarity, residual
+from anodiff.anomaly.result import DetectionResult
 from anodiff.anomaly.settings import DetectorSettings
 from anodiff.anomaly.smoothing import smooth_maps
 from anodiff.anomaly.standardise import Moments, Standardisation, fit_standardisation
@@ -37,40 +38,6 @@ PIXELS_KEPT = 1 << 25
 LARGEST_INTENSITY = 100.0
 
 Progress = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class DetectionResult:
-    """What the detector says of N images; tensors lie on the images' device.
-
-    Attributes:
-        maps: (N, *S) float32, larger = more anomalous; in units of normal error where calibrated. Never clamped.
-        scores: (N,) float32, higher = more anomalous.
-        p_values: (N,) float64; nan where there is no calibration.
-        is_anomalous: (N,) bool, score > threshold, the same as p <= rate; None without a threshold.
-        reconstructions: (N, C, *S) float32, the mean over start levels of what the model makes of the image; of a
-            refined chain its end.
-        threshold: of the scores; None where there is no calibration or too few normals.
-        nfe: denoiser calls an image.
-        notes: sentences for the user: not calibrated, or too few normals for a threshold.
-        pixel_quantiles: values of normal pixels by their share, for a colour scale; None where not calibrated.
-    """
-
-    maps: Tensor
-    scores: Tensor
-    p_values: Tensor
-    is_anomalous: Tensor | None
-    reconstructions: Tensor
-    threshold: float | None
-    nfe: int
-    notes: tuple[str, ...] = ()
-    pixel_quantiles: dict[float, float] | None = None
-
-    def show(self, images: Tensor | None = None) -> Any:
-        """A figure, or sliders in a notebook; over ``images`` where given. See :func:`anodiff.visualize.show.show`."""
-        from anodiff.visualize.show import show
-
-        return show(self, images)
 
 
 class AnomalyDetector:
@@ -132,11 +99,12 @@ class AnomalyDetector:
         """What the user should know of this detector's decisions, one sentence each."""
         if self.calibration is not None:
             said = (self.calibration.message, self.calibration.precision_note(self.denoiser.precision))
-            return tuple(sentence for sentence in said if sentence)
+            return tuple(sentence for sentence in (*said, *self.denoiser.notes) if sentence)
         reason = "is not calibrated for it"
         if self._other_settings:
             reason = f"was calibrated for other settings ({', '.join(self._other_settings)})"
-        return (f"preset {self.name!r}: the model {reason}, so scores are raw, without p-value or threshold",)
+        raw = f"preset {self.name!r}: the model {reason}, so scores are raw, without p-value or threshold"
+        return (raw, *self.denoiser.notes)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, foreground: Tensor | None = None) -> DetectionResult:

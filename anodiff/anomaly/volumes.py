@@ -41,7 +41,8 @@ class VolumeResult:
     """What the detector says of one volume, on the model's grid.
 
     Attributes:
-        map: (I, J, K) float32, larger = more anomalous, never clamped; 0 where no slice was scored.
+        map: (I, J, K) float32, larger = more anomalous, never clamped but for ``limits``; 0 where no slice
+            was scored.
         inside: (I, J, K) bool, the foreground that was scored.
         score: higher = more anomalous, a float32 number. Of slices: the mean of the ``score_slices`` highest ones along
             an axis, averaged over axes; of a whole volume: the reduction of its map.

@@ -44,8 +44,8 @@ class GradientDenoiser(InferenceDenoiser):
         return torch.cat([denoised for denoised, _ in pieces]), pullback
 
     def _graph(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Pullback]:
-        rows = len(x)
-        padding = torch.arange(self.network_batch, device=x.device).clamp(max=rows - 1)
+        rows, batch = len(x), self.network_batch
+        padding = torch.arange(batch, device=x.device).clamp(max=rows - 1)
         with torch.inference_mode(False), torch.enable_grad(), self._context():
             leaf = x[padding].clone(memory_format=_memory_format(x.ndim)).requires_grad_()
             with autocast(self.device, self.precision):
@@ -54,7 +54,7 @@ class GradientDenoiser(InferenceDenoiser):
         def pull(v: Tensor) -> Tensor:
             with torch.inference_mode(False), self._context():
                 v = v.to(self.device, torch.float32)
-                whole = torch.cat([v, v.new_zeros(self.network_batch - rows, *v.shape[1:])])
+                whole = torch.cat([v, v.new_zeros(batch - rows, *v.shape[1:])])
                 return torch.autograd.grad(out, leaf, whole, retain_graph=True)[0][:rows]
 
         return out.detach()[:rows], pull

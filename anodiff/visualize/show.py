@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from anodiff.anomaly.detector import DetectionResult
+    from anodiff.anomaly.result import DetectionResult
 
 INCHES = 3.2
 #: at most so many values are looked at for a scale of an uncalibrated result

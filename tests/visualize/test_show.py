@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from anodiff.anomaly.detector import DetectionResult
+from anodiff.anomaly.result import DetectionResult
 from anodiff.visualize import show as module
 from anodiff.visualize.heatmap import HeatScale, colourise, overlay
 from anodiff.visualize.show import Viewer, scale_of, show
