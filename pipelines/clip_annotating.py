@@ -79,7 +79,9 @@ def draw(job: ClipJob, item: Item, row: Mapping[str, Any], path: Path) -> None:
                 drawn.write(frame.pixels, time, score, anomaly_map=values, box=tuple(box), event=event)
                 count += 1
             if count < len(frames.index):
-                raise InputError(f"{item.path}: expected {len(frames.index)} frames as when it was scored, found {count}")
+                raise InputError(
+                    f"{item.path}: expected {len(frames.index)} frames as when it was scored, found {count}"
+                )
 
 
 def with_maps(

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from anodiff.pipelines.clip_job import ClipJob
 
 
+#: parts of metrics.json, and what their names end in on the page
+NESTED = (("smoothed", "_smoothed"), ("alarms", ""), ("events", ""))
+
+
 def write_report(
     path: Path,
     job: ClipJob,
@@ -74,9 +78,10 @@ def facts_of(job: ClipJob, summary: Summary, rows: Sequence[Mapping[str, Any]]) 
 
 
 def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """metrics.json without its nesting: what is in "smoothed" and "alarms" under names that say so."""
+    """metrics.json without its nesting, under names that say what it was in."""
     flat: dict[str, Any] = {"reasons": {}}
-    for part, end in ((metrics, ""), (metrics.get("smoothed", {}), "_smoothed"), (metrics.get("alarms", {}), "")):
+    parts = [(metrics, ""), *((metrics.get(name, {}), end) for name, end in NESTED)]
+    for part, end in parts:
         for key, value in part.items():
             if key == "reasons":
                 flat["reasons"] |= {_named(name, end): reason for name, reason in value.items()}

@@ -100,8 +100,9 @@ def evaluate(
 ) -> tuple[Summary, dict[str, Any]]:
     """Score and measure labelled clips; returns what was done and the metrics (empty where the run was interrupted).
 
-    metrics.json holds the metrics of frame scores as they are, and those smoothed over time under ``smoothed``; with
-    ``baselines``, baselines.json the same of the trivial ones. Nothing is normalised within a clip.
+    metrics.json holds the metrics of frame scores as they are, those smoothed over time under ``smoothed``, and what
+    the events at the calibrated threshold have reached under ``events``; with ``baselines``, baselines.json the same of
+    the trivial ones, without events. Nothing is normalised within a clip.
     """
     from anodiff.data.video.layouts import load_clips
 
@@ -127,6 +128,8 @@ def evaluate(
         "seconds_per_frame": sum(seconds) / len(seconds),
         "n_failed": sum(row["status"] == "failed" for row in recorded),
     }
+    if job.rule is not None and job.rule.high is not None:
+        metrics["events"] = events_measured(smoothed, recorded)
     write_json(output / "metrics.json", metrics)
     write_csv(output / "clips.csv", CLIP_COLUMNS, clip_rows(smoothed))
     facts = facts_of(job, summary, recorded)
@@ -267,6 +270,14 @@ def measured(raw: Sequence[ClipScores], smoothed: Sequence[ClipScores]) -> dict[
     from anodiff.metrics.frames import evaluate_frames
 
     return {**evaluate_frames(raw), "smoothed": evaluate_frames(smoothed), "alarms": evaluate_alarms(smoothed)}
+
+
+def events_measured(clips: Sequence[ClipScores], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the events at the calibrated threshold have reached: recall, delay, false alarms an hour."""
+    from anodiff.metrics.alarms import evaluate_events
+
+    found = {row["id"]: [(each["start"], each["end"]) for each in row.get("events", ())] for row in rows}
+    return evaluate_events(clips, found)
 
 
 def clip_rows(smoothed: Sequence[ClipScores]) -> list[dict[str, Any]]:

@@ -60,7 +60,7 @@ def write_events_csv(path: str | os.PathLike[str], events: Iterable[Event]) -> P
 
 
 def write_frames_csv(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) -> Path:
-    """Writes frames.csv atomically, of `frame_rows` of one or several clips, in constant memory. Raises StorageError."""
+    """Writes frames.csv atomically, of `frame_rows` of any number of clips, in constant memory. Raises StorageError."""
 
     def write(stream: IO[bytes]) -> None:
         stream.write(csv_text(FRAME_COLUMNS, []).encode())

@@ -54,7 +54,7 @@ def main(
         bool, typer.Option("--show-phi", help="Name the patients of DICOM volumes in the report.")
     ] = False,
     annotate: Annotated[
-        bool, typer.Option("--annotate", help="Of clips also a video with heatmap and scores (computed anew or --maps).")
+        bool, typer.Option("--annotate", help="Of clips also a video with heatmap and scores.")
     ] = False,
     overwrite: Overwrite = False,
     device: Device = "auto",

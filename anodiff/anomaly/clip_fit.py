@@ -27,10 +27,11 @@ from anodiff.errors import DataError
 #: sides of the windows that are compared, as shares of the model's height
 WINDOW_SHARES = (0.05, 0.075, 0.1, 0.125, 0.15, 0.2, 0.25, 0.3, 0.4)
 #: planted episodes of each kind, and their frames
-EPISODES = 8
+EPISODES = 12
 EPISODE_FRAMES = 12
-#: bands must separate the planted better by so many standard errors of the difference
-CLEARLY = 1.0
+#: bands must separate the planted better by so many standard errors of the difference: where most windows see all that
+#: is planted, one episode alone makes a gain of one standard error
+CLEARLY = 2.0
 #: pixels of normal maps behind the pixel thresholds, at most
 PIXELS_KEPT = 1 << 22
 
@@ -135,8 +136,8 @@ def frames_to_fit(detector: ClipDetector, clips: Sequence[NormalClip], most_choo
 def choose(run: _Run, clips: Sequence[NormalClip], most: int) -> tuple[FrameScorer, list[Choice]]:
     """Scales from normal frames; window and bands by how well they separate what is planted in them.
 
-    The window with the highest mean separation over kinds and episodes is taken, and bands where they beat none by more
-    than a standard error. A window or bands that the recipe fixes are not chosen.
+    Windows that separate the planted as well as the best one does, within a standard error, are a plateau, of which the
+    middle is taken; bands where they beat none clearly. A window or bands that the recipe fixes are not chosen.
     """
     video, height = run.detector.video, run.detector.size[0]
     normal = run.normal_errors(clips, most)
@@ -162,15 +163,28 @@ def choose(run: _Run, clips: Sequence[NormalClip], most: int) -> tuple[FrameScor
 
 
 def best(choices: Sequence[Choice]) -> Choice:
-    """The choice without bands that separates best, unless the best one with bands does so clearly better."""
+    """The middle of the plateau without bands, unless that with bands is clearly better."""
     plain = [choice for choice in choices if choice.scorer.band_scale is None]
     banded = [choice for choice in choices if choice.scorer.band_scale is not None]
     if not plain or not banded:
-        return max(choices, key=lambda choice: choice.mean)
-    first, second = (max(part, key=lambda choice: choice.mean) for part in (plain, banded))
-    gain = second.separation - first.separation
-    error = float(gain.std()) / math.sqrt(len(gain)) if len(gain) > 1 else math.inf
-    return second if float(gain.mean()) > CLEARLY * error else first
+        return middle(choices)
+    first, second = middle(plain), middle(banded)
+    return second if gain(second, first) > CLEARLY else first
+
+
+def middle(choices: Sequence[Choice]) -> Choice:
+    """Of the choices, in the order of their windows, the middle one of those that the best is not better than."""
+    top = max(choices, key=lambda choice: choice.mean)
+    level = [choice for choice in choices if choice is top or gain(top, choice) <= 1.0]
+    return level[(len(level) - 1) // 2]
+
+
+def gain(one: Choice, other: Choice) -> float:
+    """By how many standard errors one separates the episodes better than the other, in pairs."""
+    difference = one.separation - other.separation
+    error = float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else math.inf
+    mean = float(difference.mean())
+    return mean / error if error > 0 else math.copysign(math.inf, mean) if mean else 0.0
 
 
 def separation(scorer: FrameScorer, normal: Tensor, planted: Sequence[Tensor]) -> Tensor:

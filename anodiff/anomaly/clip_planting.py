@@ -17,14 +17,16 @@ Floats = NDArray[np.float32]
 
 #: sides of a foreign patch, and its speed a frame, as shares of the frame's height
 PATCH_SHARE = (0.1, 0.22)
-SPEED_SHARE = (0.008, 0.03)
+SPEED_SHARE = (0.004, 0.02)
 #: how many times faster the scene is played
 FASTER = (2, 3)
 #: figures that are cut out differ from the background by so many grey levels, and cover so many of the pixels
 FIGURE_LEVELS = 20.0
 FIGURE_SHARE = (0.002, 0.08)
+#: grey levels by which a foreign patch is brighter or darker than the place it is from
+BRIGHTER = (0.0, 60.0)
 #: how much of the scene behind a foreign patch stays visible, at most
-CLEAR = 0.4
+CLEAR = 0.6
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def frames_needed(length: int, reach: int) -> int:
 def _faster(scene: Frames, count: int, reach: int, donor: Frames, rng: np.random.Generator) -> Frames:
     """The past at its own speed, then every second or third frame."""
     rate = int(rng.choice(FASTER))
-    rows = [*range(reach), *(reach + rate * step for step in range(count - reach))]
+    rows = [*range(reach), *(reach - 1 + rate * step for step in range(1, count - reach + 1))]
     return scene[rows].copy()
 
 
@@ -70,7 +72,7 @@ def _foreign(scene: Frames, count: int, reach: int, donor: Frames, rng: np.rando
     tall, wide = (max(3, round(rng.uniform(*PATCH_SHARE) * height)) for _ in range(2))
     top, left = int(rng.integers(height - tall + 1)), int(rng.integers(width - wide + 1))
     patch = donor[int(rng.integers(len(donor))), :, top : top + tall, left : left + wide].astype(np.float32)
-    patch = np.clip((patch - patch.mean()) * rng.uniform(1.0, 2.0) + rng.uniform(30, 225), 0, 255)
+    patch = np.clip(patch + rng.uniform(*BRIGHTER) * rng.choice([-1, 1]), 0, 255)
     y, x = np.mgrid[:tall, :wide]
     distance = np.hypot((y - (tall - 1) / 2) / (tall / 2), (x - (wide - 1) / 2) / (wide / 2))
     weight = np.clip((1.0 - distance) * 4, 0, 1) * (1 - rng.uniform(0, CLEAR))

@@ -85,8 +85,8 @@ def sample_noise(
     if family == "coarse":
         field = _coarse(rows, channels, spatial, start)
         return (field if scale == "published" else field / COARSE_VARIANCE ** (len(spatial) / 2)).to(dtype)
-    noise = _simplex(rows, channels, spatial, start)
-    return (noise * simplex.PUBLISHED_STD if scale == "published" else noise).to(dtype)
+    amplitude = simplex.PUBLISHED_STD if scale == "published" else 1.0
+    return _simplex(rows, channels, spatial, start, amplitude).to(dtype)
 
 
 class _Rows:
@@ -180,20 +180,24 @@ def _coarse(rows: _Rows, channels: int, spatial: tuple[int, ...], start: tuple[i
     return field
 
 
-def _simplex(rows: _Rows, channels: int, spatial: tuple[int, ...], start: tuple[int, ...]) -> Tensor:
-    """Simplex fields of variance 1, tile by tile."""
+def _simplex(rows: _Rows, channels: int, spatial: tuple[int, ...], start: tuple[int, ...], amplitude: float) -> Tensor:
+    """Simplex fields of standard deviation ``amplitude``, tile by tile; fields are innermost while they are made."""
     device = rows.keys.device
     noise = torch.empty(len(rows), channels, *spatial, device=device)
-    channel = torch.arange(channels, device=device).view(1, -1, 1)
+    channel = torch.arange(channels, device=device)
     for corner, size in simplex.tiles(spatial, start):
         tile = simplex.tile_geometry(corner, size, device)
         window = tuple(slice(c - s, c - s + n) for c, s, n in zip(corner, start, size, strict=True))
         for n in range(0, len(rows), _FIELDS_AT_ONCE):
             part = slice(n, n + _FIELDS_AT_ONCE)
-            words = rows.words(part, 2, tile.position, tile.plane | channel << 16, tile.octave + _STREAM_SIMPLEX)
-            hashed = torch.stack(words, dim=-1).flatten(0, 1).flatten(1)
-            values = simplex.fields(tile, simplex.coefficients(hashed, tile.lane))
-            noise[(part, slice(None), *window)] = values.reshape(-1, channels, *size)
+            counts = min(_FIELDS_AT_ONCE, len(rows) - n), channels
+
+            def words(blocks: slice, tile: simplex.Tile = tile, part: slice = part) -> Words:
+                position, plane, octave = (x[blocks, None, None] for x in (tile.position, tile.plane, tile.octave))
+                return rows.words(part, 1, position, plane | channel << 16, octave + _STREAM_SIMPLEX)
+
+            values = simplex.fields(tile, simplex.coefficients(tile, words, counts[0] * channels))
+            torch.mul(values.view(*counts, *size), amplitude, out=noise[(part, slice(None), *window)])
     return noise
 
 

@@ -29,17 +29,26 @@ def philox(counter: Words, key: tuple[Tensor, Tensor], rounds: int = 10) -> Word
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
+    shape = torch.broadcast_shapes(*(word.shape for word in (*counter, *key)))
     for _ in range(rounds):
         # A 32 x 32 bit product wraps in int64, yet its low and (shifted, masked) high words come out right.
         p0 = c0 * _MULTIPLIERS[0]
         p1 = c2 * _MULTIPLIERS[1]
-        c0 = ((p1 >> 32) ^ c1 ^ k0) & MASK32
-        c2 = ((p0 >> 32) ^ c3 ^ k1) & MASK32
+        c0 = _mixed_high_word(p1, c1, k0, shape)
+        c2 = _mixed_high_word(p0, c3, k1, shape)
         c1, c3 = p1, p0  # their high words are cut off by the mask of the next round
         k0 = (k0 + _KEY_STEPS[0]) & MASK32
         k1 = (k1 + _KEY_STEPS[1]) & MASK32
     c0, c1, c2, c3 = torch.broadcast_tensors(c0, c1 & MASK32, c2, c3 & MASK32)
     return c0, c1, c2, c3
+
+
+def _mixed_high_word(product: Tensor, word: Tensor, key: Tensor, shape: torch.Size) -> Tensor:
+    """High word of a product, exclusive-or another word and the key; in place once the product has the full shape."""
+    high = product >> 32
+    if high.shape != shape:
+        return (high ^ word ^ key) & MASK32
+    return high.bitwise_xor_(word).bitwise_xor_(key).bitwise_and_(MASK32)
 
 
 def split_key(keys: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ gradients are small integers, so all sums are exact in float32 and do not depend
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -22,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from anodiff.diffusion.philox import Words
+
 FEATURE_SIZES = (64, 32, 16, 8, 4, 2)  # px
 PERSISTENCE = 0.8
 PUBLISHED_STD = 0.508  # pooled standard deviation of the published generator, whose amplitudes are not normalised
@@ -29,6 +32,8 @@ PUBLISHED_STD = 0.508  # pooled standard deviation of the published generator, w
 QUANTUM = 2.0**-20  # every weight is a multiple; sums stay below 2^24 of them, where float32 counts exactly
 TILE_VOXELS = 1 << 14
 CACHED_TILES = 32  # about 14 MB each
+CPU_HASHES = 1 << 15  # counters hashed together by a thread: what its cache holds
+OTHER_HASHES = 1 << 22  # elsewhere: few launches
 
 _SQUISH = 1 / 3  # lattice point (i, j, l) lies at (i, j, l) + (i + j + l) / 3
 _STRETCH = -1 / 6  # the inverse map
@@ -46,10 +51,10 @@ _GRADIENT_POWER = (11**2 + 4**2 + 4**2) / 3  # mean square of a gradient compone
 class Tile:
     """Geometry of one tile: ``field[v] = sum of weights[n] * coefficients[gather[n]]`` for n from offsets[v] on.
 
-    gather, weights: (nnz,) int32 and float32; offsets: (V,) int32. The coefficients are the first components of the
-    gradients of all lattice points, then the second, then the third.
+    gather, weights: (nnz,) int32 and float32; offsets: (V,) int32.
     position, plane, octave: (B,) int64, lattice coordinates and octave of each hashed block of four lattice points.
-    lane: (L,) int64, where the word of each lattice point lies among the 4 B words.
+    The coefficients are the first components of the gradients of all blocks' first points, then of their second, third
+    and fourth points, then all second components, then all third.
     """
 
     gather: Tensor
@@ -58,7 +63,6 @@ class Tile:
     position: Tensor
     plane: Tensor
     octave: Tensor
-    lane: Tensor
 
 
 def tiles(spatial: tuple[int, ...], start: tuple[int, ...]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -90,28 +94,41 @@ def tile_geometry(start: tuple[int, ...], size: tuple[int, ...], device: torch.d
         lattice = torch.cat([octave[3] for octave in octaves])
         octave_of = torch.cat([torch.full((o[3].shape[0],), k) for k, o in enumerate(octaves)])
 
-        component = torch.arange(3) * lattice.shape[0]
-        gather = (points[order, None] + component).flatten()
-        count = torch.bincount(voxels, minlength=_volume(size)) * 3
         blocks, lane = _blocks(lattice, octave_of)
+        component = torch.arange(3) * 4 * blocks[0].shape[0]
+        gather = (lane[points[order], None] + component).flatten()
+        count = torch.bincount(voxels, minlength=_volume(size)) * 3
         return Tile(
             gather.int().to(device),
             weights[order].flatten().float().to(device),
             (count.cumsum(0) - count).int().to(device),
-            *(part.to(device) for part in (*blocks, lane)),
+            *(part.to(device) for part in blocks),
         )
 
 
-def coefficients(words: Tensor, lane: Tensor) -> Tensor:
-    """(3 L, R) float32 gradient components from the hashed words (R, 4 B), int64 of 32 bits, of R fields."""
-    choice = ((words[:, lane] * len(_GRADIENTS)) >> 32).t()
-    table = torch.tensor(_GRADIENTS, dtype=torch.float32, device=words.device)
-    return torch.cat([table[:, component].contiguous()[choice] for component in range(3)])
+def coefficients(tile: Tile, words: Callable[[slice], Words], count: int) -> Tensor:
+    """(12 B, R) float32 gradient components of R = ``count`` fields, hashed a few blocks at a time.
+
+    words: the four words, each int64 of 32 bits (b, ...) with R values a block, of a slice of the tile's blocks.
+    """
+    device, blocks = tile.position.device, tile.position.shape[0]
+    table = torch.tensor(_GRADIENTS, dtype=torch.float32, device=device).t().contiguous()
+    components = torch.empty(3, 4, blocks, count, device=device)
+    at_once = CPU_HASHES * torch.get_num_threads() if device.type == "cpu" else OTHER_HASHES
+    step = max(1, at_once // max(1, count))
+    for first in range(0, blocks, step):
+        part = slice(first, min(first + step, blocks))
+        for lane, word in enumerate(words(part)):
+            choice = ((word * len(_GRADIENTS)) >> 32).view(-1)
+            for axis in range(3):
+                torch.index_select(table[axis], 0, choice, out=components[axis, lane, part].view(-1))
+    return components.view(-1, count)
 
 
 def fields(tile: Tile, gradients: Tensor) -> Tensor:
-    """(R, V) float32 fields of unit variance from gradient components (3 L, R)."""
-    return embedding_bag(tile.gather, gradients, tile.offsets, mode="sum", per_sample_weights=tile.weights).t()
+    """(R, V) float32 fields of unit variance from gradient components (12 B, R)."""
+    bags = embedding_bag(tile.gather, gradients, tile.offsets, mode="sum", per_sample_weights=tile.weights)
+    return bags.t().contiguous()  # turned while it is in the cache; copying it turned would stride through memory
 
 
 def _octave(k: int, start: tuple[int, ...], size: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -167,12 +184,15 @@ def _unique(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _blocks(lattice: Tensor, octave: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-    """Groups of four lattice points along (1, -1, 0), a direction within images, whose words come from one hash."""
+    """Groups of four lattice points along (1, -1, 0), a direction within images, whose words come from one hash.
+
+    Also where the word of each point is among the first words of all groups, then the second, and so on.
+    """
     i, j, m = lattice.unbind(1)
     position = (i >> 2 & 0xFFFF) | (i + j & 0xFFFF) << 16
     plane = m & 0xFFFF
     blocks, inverse = _unique(torch.stack([position, plane, octave], dim=1))
-    return (blocks[:, 0], blocks[:, 1], blocks[:, 2]), inverse * 4 + (i & 3)
+    return (blocks[:, 0], blocks[:, 1], blocks[:, 2]), (i & 3) * blocks.shape[0] + inverse
 
 
 def _volume(size: tuple[int, ...]) -> int:

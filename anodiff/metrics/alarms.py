@@ -9,7 +9,7 @@ alarms, where alarms grow together into one that touches an event.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,6 +174,60 @@ def evaluate_alarms(
             reasons[f"{name}_ci95"] = interval.reason
     n_events = int(pool.group_positives.sum())
     return out | {"n_events": n_events, "normal_hours": pool.hours, "merge_s": merge_s, "reasons": reasons}
+
+
+def evaluate_events(
+    clips: Sequence[ClipScores], reported: Mapping[str, Sequence[tuple[float, float]]]
+) -> dict[str, Any]:
+    """Reported events against the truth: what a threshold that was set beforehand has reached, nothing chosen here.
+
+    Args:
+        clips: the test set, of which only truth and times are looked at.
+        reported: (start, end) in seconds, both included, of what was reported in each clip by id; a clip may lack.
+
+    Returns:
+        event_recall (share of the truth's events with a frame in a reported one), event_delay_s (mean over those, from
+        the event's start to its first such frame), event_false_alarms_per_hour of normal frames with the exact 95 %
+        interval of a Poisson rate as `_ci95`; n_events, n_events_found, n_reported, n_false_alarms, normal_hours;
+        reasons {key: sentence} for what is None.
+    """
+    from scipy.stats import chi2
+
+    delays: list[float] = []
+    n_events = n_reported = false = 0
+    hours = sum(normal_hours(clip) for clip in clips)
+    for clip in clips:
+        inside = np.zeros(len(clip.times), dtype=bool)
+        for start, end in reported.get(clip.id, ()):
+            covered = (clip.times >= start) & (clip.times <= end)
+            inside |= covered
+            n_reported += 1
+            false += not clip.truth[covered].any()
+        for event in runs(clip.truth):
+            n_events += 1
+            if inside[event].any():
+                delays.append(float(clip.times[event][inside[event].argmax()] - clip.times[event.start]))
+    reasons = {} if n_events else {"event_recall": "no event in the truth"}
+    reasons |= {} if delays else {"event_delay_s": "no event of the truth was found"}
+    name = "event_false_alarms_per_hour"
+    rate, interval = None, None
+    if hours > 0:
+        low = float(chi2.ppf(0.025, 2 * false)) / 2 if false else 0.0
+        rate, interval = false / hours, [low / hours, float(chi2.ppf(0.975, 2 * false + 2)) / 2 / hours]
+    else:
+        reasons |= dict.fromkeys((name, f"{name}_ci95"), "no normal frame")
+    return {
+        "event_recall": len(delays) / n_events if n_events else None,
+        "event_delay_s": float(np.mean(delays)) if delays else None,
+        name: rate,
+        f"{name}_ci95": interval,
+        "n_events": n_events,
+        "n_events_found": len(delays),
+        "n_reported": n_reported,
+        "n_false_alarms": false,
+        "normal_hours": hours,
+        "reasons": reasons,
+    }
 
 
 def _needed(recall: float, events: Any) -> Any:

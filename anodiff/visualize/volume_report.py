@@ -245,7 +245,7 @@ def _encode(row: VolumeRow, scale: HeatScale | None, budget: int) -> dict[str, A
         "oriented": grid.oriented,
         "start": start,
         "lesions": [
-            {"at": grid.voxel(lesion.centre_mm), "text": _lesion_text(lesion)}
+            {"at": _inside(volumes, grid, lesion), "text": _lesion_text(lesion)}
             for lesion in sorted(row.lesions, key=lambda lesion: lesion.peak, reverse=True)
         ],
         "sheets": {
@@ -321,10 +321,24 @@ def _grey(values: NDArray[Any], low: float, high: float) -> Pixels:
 def _start(volumes: Mapping[str, Any], row: VolumeRow, grid: _Grid) -> list[int]:
     """Where the viewer opens: at the strongest candidate, else where the map is largest, else in the middle."""
     if row.lesions:
-        return grid.voxel(max(row.lesions, key=lambda lesion: lesion.peak).centre_mm)
+        return _inside(volumes, grid, max(row.lesions, key=lambda lesion: lesion.peak))
     if "map" in volumes and volumes["map"].any():
         return [int(at) for at in np.unravel_index(int(volumes["map"].argmax()), grid.shape)]
     return [side // 2 for side in grid.shape]
+
+
+def _inside(volumes: Mapping[str, Any], grid: _Grid, lesion: Lesion) -> list[int]:
+    """The centre of a candidate; where that is not in it, as of a bent one, the nearest voxel above the threshold."""
+    at = grid.voxel(lesion.centre_mm)
+    if "map" not in volumes or volumes["map"][tuple(at)] > 127:
+        return at
+    marked = np.argwhere(volumes["map"] > 127)
+    if not len(marked):
+        return at
+    away = (((marked - at) * np.array(grid.spacing)) ** 2).sum(axis=1)
+    # Not another candidate's: none lies farther from its centre than some radii of a ball of its volume.
+    radius = (3 * lesion.volume_mm3 / (4 * np.pi)) ** (1 / 3)
+    return [int(place) for place in marked[int(away.argmin())]] if away.min() <= (3 * radius) ** 2 else at
 
 
 def _lesion_text(lesion: Lesion) -> str:

@@ -79,6 +79,29 @@ def test_slices_are_scored_as_images_and_axes_averaged() -> None:
     assert result.nfe == 8 * PLAIN.nfe
 
 
+def test_a_voxel_outside_the_foreground_of_one_axis_is_not_averaged_with_nothing() -> None:
+    """Foregrounds of single slices differ from axis to axis: where one axis alone scored a voxel its map stands."""
+    found = detector(axes=[0, 2], min_foreground=0.0)
+    ready = prepared(0)
+    cut = found.slicer.cut
+
+    def narrow(*given: Any) -> Any:
+        stack = cut(*given)
+        if given[1] == 2:
+            stack.foreground[:, :, :5] = False
+        return stack
+
+    found.slicer.cut = narrow  # type: ignore[method-assign]
+    both = found(ready)
+    alone = detector(axes=[0], min_foreground=0.0)(ready)
+    other = detector(axes=[2], min_foreground=0.0)
+    other.slicer.cut = narrow  # type: ignore[method-assign]
+    own = other(ready).inside
+    left = alone.inside & ~own
+    assert 0 < left.sum() < alone.inside.sum()
+    assert np.array_equal(both.map[left], alone.map[left])
+
+
 def test_only_the_middle_slice_is_compared() -> None:
     """D = x / (1 + s^2) reaches no neighbour, so 2.5-D must give what 2-D gives, up to the noise it draws."""
     settings = PLAIN.model_copy(update={"noise": "none"})
@@ -181,6 +204,55 @@ def test_calibration_of_slices_and_volumes(mode: str, size: list[int] | None) ->
     found.config = found.config.model_copy(update={"median": 3})
     assert "volume.median was 1, is 3" in found.notes[0]
     assert found.volume_calibration is None
+    assert found.slice_calibration is calibration
+
+
+def test_slices_of_other_axes_are_not_held_against_a_map_of_these() -> None:
+    """A map of normal error belongs to places of a slice: those of another axis are other places."""
+    settings = PLAIN.model_copy(update={"standardise": "map", "levels": (1.0,)})
+    found = Ready(model(axes=[2]), settings, device="cpu", network_batch=4)
+    calibration, _ = fit_volumes(found, normals(4), normals(4, 100))
+    found.config = found.slicer.volume = found.config.model_copy(update={"axes": (0, 2)})
+    with pytest.raises(ConfigError, match=r"volume.axes: expected some of \[2\]"):
+        found(found.prepare(volume(0)), volume(0))
+    assert calibration.standardisation is not None
+    scalar = replace(calibration.standardisation.granularity, kind="scalar")
+    found.detector.calibration = replace(
+        calibration, standardisation=replace(calibration.standardisation, granularity=scalar)
+    )
+    result = found(found.prepare(volume(0)), volume(0))
+    assert {each.p_value for each in result.slices} == {None}
+    assert result.p_value is None
+
+
+def test_a_volume_that_cannot_be_cut_is_left_out_of_a_calibration() -> None:
+    class Picky(Ready):
+        def prepare(self, volume: Volume) -> PreparedVolume:
+            self.slicer.cut = partial(_cut_or_refuse, self.slicer.cut)  # type: ignore[method-assign]
+            return super().prepare(volume)
+
+    def _cut_or_refuse(cut: Any, ready: Any, axis: int, source: Volume) -> Any:
+        if source.path == "v2":
+            raise InputError("v2: expected another volume, found this one")
+        return cut(ready, axis, source)
+
+    found = Picky(model(), PLAIN, device="cpu", network_batch=4)
+    calibration, failed = fit_volumes(found, normals(6))
+    assert len(calibration.volume_scores) == 5
+    assert failed == ("v2: expected another volume, found this one",)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"statistics": "slice", "foreground_erode_mm": 2.0},
+        {"statistics": "slice", "crop_to_foreground": True, "size": [4, 4, 4]},
+        {"crop_to_foreground": True},
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        model(**wrong)
 
 
 def test_parts_share_no_patient_and_failures_are_told() -> None:

@@ -6,10 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from anodiff.errors import DataError
-from anodiff.metrics.alarms import AlarmPool, alarms_at, evaluate_alarms, events_at, false_alarms, normal_hours
+from anodiff.metrics.alarms import (
+    AlarmPool,
+    alarms_at,
+    evaluate_alarms,
+    evaluate_events,
+    events_at,
+    false_alarms,
+    normal_hours,
+)
 from anodiff.metrics.frames import ClipScores, MacroPool, clip_scores, evaluate_frames, frame_pool, per_clip_table
 
 
@@ -169,6 +178,29 @@ def test_resampled_rates_are_those_of_clips_listed_as_often() -> None:
             for k in range(times)
         ]
         assert AlarmPool(listed).value("0.6") == pytest.approx(rate)
+
+
+def test_reported_events_by_hand() -> None:
+    truth = np.zeros(20, dtype=bool)
+    truth[2:4] = truth[9:11] = truth[15:18] = True
+    clip = clip_scores("a", np.zeros(20), truth, np.arange(20.0))
+    quiet = clip_scores("b", np.zeros(10), np.zeros(10, dtype=bool), np.arange(10.0))
+    # one before the first event, one that begins in its second frame, one over both others and one more in b
+    found = evaluate_events([clip, quiet], {"a": [(0.0, 1.0), (3.0, 5.0), (10.0, 16.0)], "b": [(0.0, 9.0)]})
+    assert (found["n_events"], found["n_events_found"], found["n_reported"], found["n_false_alarms"]) == (3, 3, 4, 2)
+    assert found["event_recall"] == 1
+    assert found["event_delay_s"] == pytest.approx((1 + 1 + 0) / 3)
+    assert found["normal_hours"] == pytest.approx((13 + 10) / 3600)
+    assert found["event_false_alarms_per_hour"] == pytest.approx(2 / found["normal_hours"])
+    low, high = (end * found["normal_hours"] for end in found["event_false_alarms_per_hour_ci95"])
+    assert stats.poisson.sf(1, low) == pytest.approx(0.025)
+    assert stats.poisson.cdf(2, high) == pytest.approx(0.025)
+    missed = evaluate_events([clip], {})
+    assert missed["event_recall"] == 0
+    assert missed["event_delay_s"] is None
+    assert missed["reasons"] == {"event_delay_s": "no event of the truth was found"}
+    assert missed["event_false_alarms_per_hour_ci95"][0] == 0
+    assert evaluate_events([quiet], {})["reasons"]["event_recall"] == "no event in the truth"
 
 
 def test_alarms_without_events_or_with_unscored_ones_have_a_reason() -> None:

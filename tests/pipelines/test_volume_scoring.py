@@ -22,8 +22,8 @@ import torch
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 from PIL import Image
 
-from anodiff.config import parse_config
 from anodiff.anomaly.volumes import SliceScore
+from anodiff.config import parse_config
 from anodiff.data.volumes import read_volume
 from anodiff.data.volumes.slices import VolumeSlicer
 from anodiff.data.volumes.volume import Volume
@@ -137,7 +137,7 @@ def test_a_marked_voxel_is_cut_and_joined_in_its_place_for_all_orders_flips_and_
         stored, own = turned(marked_volume(), affine, code)
         volume = Volume(stored[None], own, 0.0, 1.0, "float32", f"{code} {name}", "nifti", ranged=True)
         prepared = slicer.prepare(volume)
-        peak = np.unravel_index(prepared.image[0].argmax(), prepared.plan.model.shape)
+        peak = np.unravel_index(int(prepared.image[0].argmax()), prepared.plan.model.shape)
         world = affine @ np.array([*MARK, 1.0])
         assert np.allclose(prepared.plan.model.affine @ np.array([*peak, 1.0]), world, atol=1e-4), (code, name)
         for axis in range(3):
@@ -358,13 +358,15 @@ def test_broken_volumes_are_rows_with_their_error(volumes_model: Path, tmp_path:
     save(tmp_path / "in" / "good.nii.gz", head(300))
     whole = (tmp_path / "in" / "good.nii.gz").read_bytes()
     (tmp_path / "in" / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "in" / "empty.nii.gz").write_bytes(b"")
     save(tmp_path / "in" / "flat.nii.gz", np.full((16, 16, 16), 7, dtype=np.float32))
     save(tmp_path / "in" / "two.nii.gz", np.stack([head(1), head(2)], axis=3))
     (tmp_path / "in" / "notes.txt").write_text("hello")
     summary = run(volumes_model, tmp_path / "out", tmp_path / "in")
     rows = {row["id"]: row for row in table(tmp_path / "out" / "scores.csv")}
-    assert {name for name, row in rows.items() if row["status"] == "failed"} == {"cut", "flat"}
-    assert set(rows) == {"good", "cut", "flat", "two_volume_1", "two_volume_2"}
+    assert {name for name, row in rows.items() if row["status"] == "failed"} == {"cut", "flat", "empty"}
+    assert "found an empty file" in rows["empty"]["error"]
+    assert set(rows) == {"good", "cut", "flat", "empty", "two_volume_1", "two_volume_2"}
     assert summary.exit_code == 1
     assert "cut.nii.gz" in rows["cut"]["error"]
     assert "constant" in rows["flat"]["error"]
@@ -636,8 +638,9 @@ def test_concerns(world: Any, tmp_path: Path) -> None:
 
 PEAK = """
 import sys
+from pathlib import Path
 from anodiff.pipelines import score
-summary = score.run(sys.argv[1], sys.argv[2:3], sys.argv[3], device="cpu", quiet=True)
+summary = score.run(Path(sys.argv[1]), sys.argv[2:3], Path(sys.argv[3]), device="cpu", quiet=True)
 assert summary.ok == 1, summary
 # not getrusage: a new process inherits what its parent had
 lines = open("/proc/self/status").read().splitlines()
@@ -649,14 +652,14 @@ print(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
 def test_a_volume_of_256_voxels_a_side_stays_below_six_gibibytes(tmp_path: Path) -> None:
     """The whole job in a process of its own: read, prepare, denoise, map, planes, candidates, report."""
-    from pathlib import Path as Place
-
     from anodiff.pipelines import calibrate
 
     section = {"axes": [2], "neighbours": 1, "min_foreground": 0.01}
     network = {"channels": [8, 16], "blocks": 1, "attention": [False, False], "stem": 2, "head_channels": 8}
-    raw = mirror(tmp_path / "raw.safetensors", network=network, volume=section,
-                 preprocess={"size": [256, 256], "intensity": {"kind": "robust"}, "foreground": "otsu"})  # fmt: skip
+    settings = {**MIRROR["presets"]["one-step"], "foreground": True, "antithetic": True, "levels": [0.5, 1.0]}
+    prepared = {"size": [256, 256], "intensity": {"kind": "robust", "clip": 5.0}, "foreground": "otsu"}
+    presets = {"one-step": settings}
+    raw = mirror(tmp_path / "raw.safetensors", network=network, volume=section, presets=presets, preprocess=prepared)
     rng = np.random.default_rng(0)
     grid = np.indices((256, 256, 256), dtype=np.float32) - 127.5
     ball = (grid**2).sum(axis=0) < 110**2
@@ -667,7 +670,7 @@ def test_a_volume_of_256_voxels_a_side_stays_below_six_gibibytes(tmp_path: Path)
     calibrate.run(raw, tmp_path / "normals", tmp_path / "model.safetensors", device="cpu", quiet=True)
     found = subprocess.run(
         [sys.executable, "-c", PEAK, tmp_path / "model.safetensors", tmp_path / "big.nii.gz", tmp_path / "out"],
-        capture_output=True, text=True, check=False, cwd=Place(__file__).parents[2],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
     peak = int(found.stdout.split()[-1]) / 2**20

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,8 @@ def test_the_map_is_above_the_threshold_on_the_page_where_it_is() -> None:
 
 def test_candidates_start_the_viewer_and_are_listed_by_peak() -> None:
     lesions = [Lesion(10.0, 1.5, (2.0, 6.0, 3.0)), Lesion(500.0, 1.9, (4.0, 14.0, 9.0), 0.01)]
-    page = render_volume_report("t", {}, [VolumeRow("a", "a", lesions=lesions, views=views())], scale=SCALE)
+    without = replace(views(), map=None)  # which would say where they are
+    page = render_volume_report("t", {}, [VolumeRow("a", "a", lesions=lesions, views=without)], scale=SCALE)
     (meta,) = metas(page)
     assert meta["start"] == [4, 7, 3]
     assert [lesion["at"] for lesion in meta["lesions"]] == [[4, 7, 3], [2, 3, 1]]
@@ -271,3 +273,18 @@ def test_the_viewer_runs_in_a_browser(tmp_path: Path) -> None:
     assert 'data-ready="a"' in done.stdout
     assert "voxel (2, 3, 1) of the file" in done.stdout
     assert "(2.0, 6.0, 3.0) mm" in done.stdout
+
+
+def test_a_bent_candidate_opens_inside_of_it_and_p_values_without_a_threshold_are_said() -> None:
+    """A ring: its centre is empty."""
+    values = np.zeros((9, 9, 5), np.float32)
+    values[2:7, 2:7, 2] = 9.0
+    values[3:6, 3:6, 2] = 0.0
+    views = VolumeViews(np.random.default_rng(0).random(values.shape), values, affine=np.eye(4))
+    row = VolumeRow("x", "x.nii", score=1.0, p_value=0.2, lesions=[Lesion(16.0, 9.0, (4.0, 4.0, 2.0))], views=views)
+    page = render_volume_report("t", {}, [row], scale=HeatScale.around(0.0, 1.0))
+    meta = json.loads(html.unescape(re.search(r'data-meta="([^"]*)"', page)[1]))  # type: ignore[index]
+    assert values[tuple(meta["start"])] == 9
+    assert values[tuple(meta["lesions"][0]["at"])] == 9
+    assert "No threshold." in page
+    assert "no p-values" not in page

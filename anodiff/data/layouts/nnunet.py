@@ -74,10 +74,10 @@ def to_score(path: Path, channels: Sequence[str], numbers: Sequence[str] = ()) -
     home = path if matches(path) else path.absolute().parent if is_part(path) else None
     parts = [images for images, _, _ in PARTS]
     if home is None:
-        found = _cases(volume_files(path), set())
-        if not numbers or any(None in files for files in found.values()):
+        cases = _cases(volume_files(path), set())
+        if not numbers or any(None in found for found in cases.values()):
             return []
-        return [_numbered_volume(path, case, files, [int(n) for n in numbers]) for case, files in found.items()]
+        return [_numbered_volume(path, case, found, [int(n) for n in numbers]) for case, found in cases.items()]
     names = _channel_names(_description(home), home)
     wanted = chosen_channels(names, channels, home, "nnunet")
     files, masks = _files(home)

@@ -18,6 +18,8 @@ from anodiff.errors import DataError, InputError
 if TYPE_CHECKING:
     from anodiff.data.layouts.channels import ChannelNames
 
+#: why `find_volumes` passes over a file without content
+EMPTY = "an empty file"
 SUFFIXES = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".mgh", ".mgz", *DICOM_SUFFIXES)
 
 
@@ -55,8 +57,9 @@ def expand_volumes(inputs: Sequence[str | os.PathLike[str]], known: ChannelNames
     those channels; of a model of several channels a 4-D file is one volume, else each of its volumes is.
 
     Each once, with ids unique among all of them. DICOM files of a folder that are named one by one, as a shell's
-    pattern does, make series where they are complete. What is named itself is kept whatever it is: reading it says
-    what is wrong (its source has no files then). Raises DataError for an input that does not exist, and where there is
+    pattern does, make series where they are complete. What is named as a volume and is empty, or names one that is
+    not there, is kept: reading it says what is wrong (its source has no files then); what is no volume is passed over.
+    Raises DataError for an input that does not exist, and where there is
     no volume at all, and where a folder's channels have names, but not the model's.
     """
     four_d: FourD = "channels" if known is not None and known.count > 1 else "each"
@@ -75,6 +78,10 @@ def expand_volumes(inputs: Sequence[str | os.PathLike[str]], known: ChannelNames
                 sources |= {source.path: source for source in _of_file(path, skipped, four_d)}
     for folder, files in slices.items():
         sources |= {source.path: source for source in _of_slices(folder, files, skipped)}
+    for path in [path for path, reason in skipped if reason == EMPTY and path.lower().endswith(SUFFIXES)]:
+        # The rest of an interrupted copy: a broken volume, not another kind of file.
+        sources[path] = VolumeSource(path, path, "nifti", "named by its path")
+    skipped = [(path, reason) for path, reason in skipped if path not in sources]
     if not sources:
         places = ", ".join(os.fspath(item) for item in inputs) or "no input"
         reason = f" ({skipped[0][0]}: {skipped[0][1]})" if skipped else ""

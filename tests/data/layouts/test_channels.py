@@ -1,4 +1,4 @@
-"""A model of named channels meets folders: it finds what its layout found, in its own order, and says what is missing."""
+"""A model of named channels meets folders: it finds what its layout found, in its order, and says what is missing."""
 
 from __future__ import annotations
 

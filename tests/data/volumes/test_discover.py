@@ -185,3 +185,16 @@ def test_heavy_packages_wait_for_a_file_that_needs_them() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_dicom_series_of_one_patient_are_one_group_that_tells_nothing_of_them(
+    tmp_path: Path, write_series: Any, secrets: tuple[str, ...]
+) -> None:
+    from anodiff.data.layouts import load_table
+
+    for folder, patient, number in (("a", "SECRETID-0042", 1), ("b", "SECRETID-0042", 2), ("c", "SECRETOTHER", 3)):
+        places = [(0.0, 0.0, float(k)) for k in range(2)]
+        write_series(tmp_path / folder, places, PatientID=patient, SeriesInstanceUID=f"1.2.{number}")
+    groups = load_table(tmp_path).table["group"].tolist()
+    assert groups[0] == groups[1] != groups[2]
+    assert not any(secret in group for secret in secrets for group in groups)
