@@ -211,21 +211,24 @@ class ClipJob:
         A frame that the model does not see by itself has the map of the one whose score it took.
         """
         detector, found = self.detector, {}
-        seen, last = None, max(wanted)
+        first, seen, last = None, None, max(wanted)
         with self._open(item) as clip:
             for window in windows(clip, detector.prepare, detector.video):
                 seen = window.seen or seen
+                first = first or seen
                 number = window.frame.index
                 if number in wanted:
                     found[number] = (window.frame.pixels, seen)
                 if number >= last and seen is not None:
                     break
-        assert seen is not None
-        return {number: Picture(pixels, self._map(past or seen)) for number, (pixels, past) in found.items()}
+        assert first is not None
+        return {number: Picture(pixels, self._map(past or first, pixels)) for number, (pixels, past) in found.items()}
 
-    def _map(self, seen: tuple[NDArray[np.uint8], ...]) -> NDArray[np.float32]:
+    def _map(self, seen: tuple[NDArray[np.uint8], ...], pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The map of a window, without what was padded to the model's grid."""
         errors = self.detector.errors(torch.from_numpy(np.stack(seen))[None])
-        return self.detector.maps(errors)[0].cpu().numpy()
+        top, left, height, width = self.detector.prepare.geometry(pixels).box
+        return self.detector.maps(errors)[0, top : top + height, left : left + width].cpu().numpy()
 
     def _illustrated(self, item: Item, event: Event, computed: ScoredClip) -> Event:
         """The event with a thumbnail, where there are pictures."""

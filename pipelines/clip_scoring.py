@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,12 +144,11 @@ def evaluate(
     return summary, metrics
 
 
-def refuse_foreign(map_format: str | None, dicom: Sequence[str]) -> None:
-    """Raises ConfigError for options of `anodiff score` that are about images or volumes."""
-    if map_format is not None:
-        raise ConfigError(f"--map-format {map_format}: expected none for clips, whose maps are NPY (frames, H, W)")
-    if dicom:
-        raise ConfigError(f"--dicom {dicom[0]}: expected volumes of DICOM, found a model of clips")
+def refuse_foreign(options: Mapping[str, Any]) -> None:
+    """Raises ConfigError for an option, {name: value}, that is set and about images or volumes alone."""
+    for name, value in options.items():
+        if value:
+            raise ConfigError(f"{name}: expected to be left out for clips, since it is about images or volumes")
 
 
 def job_of(model: DiffusionModel, detector: ClipDetector, outputs: ClipOutputs, batch_size: int) -> ClipJob:

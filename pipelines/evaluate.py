@@ -131,14 +131,13 @@ def run(
 
     model = open_model(model_path, overrides, OPEN_KEYS)
     if model.config.video is not None:
+        clip_scoring.refuse_foreign({"--map-format": map_format, "--normal": normal, "--group-by": group_by})
         return clip_scoring.evaluate(
             model, model_path, data, output, preset=preset, split=split, subset=subset, baselines=baselines,
             layout=layout, heatmaps=heatmaps, overwrite=overwrite, device=device, precision=precision,
             batch_size=batch_size, seed=seed, quiet=quiet,
         )  # fmt: skip
-    samples = load_table(
-        data, layout, normal=normal, group_by=group_by, channels=model.provenance.get("channels", ())
-    )
+    samples = load_table(data, layout, normal=normal, group_by=group_by, channels=model.provenance.get("channels", ()))
     if volume_scoring.concerns(model, list(samples.table["path"])):
         return volume_evaluating.run(
             model_path, data, output, samples, preset=preset, split=split, subset=subset, baselines=baselines,

@@ -130,7 +130,7 @@ def run(
 
     model = open_model(model_path, overrides, OPEN_KEYS)
     if model.config.video is not None:
-        clip_scoring.refuse_foreign(map_format, dicom)
+        clip_scoring.refuse_foreign({"--map-format": map_format, "--dicom": dicom, "--show-phi": show_phi})
         return clip_scoring.run(
             model, model_path, inputs, output, preset=preset, maps=bool(maps), heatmaps=heatmaps, annotate=annotate,
             overwrite=overwrite, device=device, precision=precision, batch_size=batch_size, seed=seed, quiet=quiet,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.uint8]
 
-PNG_LEVEL = 1  # of zlib, 0 to 9: packing a heatmap takes longer than drawing it, and 6 would save about a tenth
+PNG_LEVEL = 1  # of zlib, 0 to 9: packing a heatmap takes longest; 6 makes it 30 % smaller and takes a third longer
 
 _STOPS = (0.0, 0.25, 0.47, 0.54, 0.70, 0.85, 1.0)
 _STOP_COLOURS = ("05070d", "0e1c36", "22456f", "a3305c", "e85b3f", "f9a94a", "fdf4c4")
@@ -81,7 +81,7 @@ class HeatScale:
 
 @lru_cache(maxsize=1)
 def colour_table() -> Pixels:
-    """(256, 3) RGB of the scale, interpolated in OKLab (Ottosson 2020) so that steps look even; not to be written to."""
+    """(256, 3) RGB of the scale, interpolated in OKLab (Ottosson 2020) so that steps look even; read-only."""
     stops = np.array([[int(code[i : i + 2], 16) for i in (0, 2, 4)] for code in _STOP_COLOURS], dtype=np.float64)
     lab = _oklab(stops / 255.0)
     at = np.linspace(0.0, 1.0, 256)

@@ -205,13 +205,15 @@ def test_annotated_videos_show_every_frame_from_kept_maps_or_new_ones_alike(
 def test_options_that_are_not_about_clips_or_only_about_clips_are_refused_by_name(
     clips: Any, world: Any, tmp_path: Path, anodiff: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for model, data, options, said in (
-        (world.model, world.data, ["--annotate"], "--annotate: expected a model of clips"),
-        (clips.raw, clips.data, ["--annotate"], "--annotate: preset 'default' is not calibrated"),
-        (clips.model, clips.data, ["--map-format", "tiff"], "--map-format tiff: expected none for clips"),
-        (clips.model, clips.data, ["--dicom", "sc"], "--dicom sc: expected volumes"),
+    for job, (model, data), options, said in (
+        ("score", (world.model, world.data), ["--annotate"], "--annotate: expected a model of clips"),
+        ("score", (clips.raw, clips.data), ["--annotate"], "--annotate: preset 'default' is not calibrated"),
+        ("score", (clips.model, clips.data), ["--map-format", "tiff"], "--map-format: expected to be left out"),
+        ("score", (clips.model, clips.data), ["--dicom", "sc"], "--dicom: expected to be left out"),
+        ("evaluate", (clips.model, clips.data), ["--normal", "good"], "--normal: expected to be left out"),
+        ("evaluate", (clips.model, clips.data), ["--group-by", "path"], "--group-by: expected to be left out"),
     ):
-        assert anodiff("score", model, data, "--output", tmp_path / "out", *options) == 2
+        assert anodiff(job, model, data, "--output", tmp_path / "out", *options) == 2
         assert said in " ".join(capsys.readouterr().err.split())
 
 

@@ -23,9 +23,9 @@ import torch
 from PIL import Image
 
 import anodiff as library
+from anodiff import files
 from anodiff.config import parse_config
 from anodiff.data.readers import read_image
-from anodiff import files
 from anodiff.files import load_map
 from anodiff.model import build_denoiser
 

@@ -210,6 +210,7 @@ def test_a_denoising_auto_encoder_learns_to_leave_bumps_out(tiny_recipe: dict[st
     seen: list[torch.Tensor] = []
     hook = trained.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     trained.step()
+    hook.remove()
     rows, _, _ = trained._plan(0)
     clean = trained.examples.images[trained._pick(rows)]
     scale = (1 + 0.4**2) ** 0.5
