@@ -231,10 +231,13 @@ def add_planes(
 
 
 def slice_rows(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """slices.csv: axis and slice (from 0) as in the file."""
+    """slices.csv: axis and slice (from 0) as in the file; of several model slices in one of the file, the loudest."""
     for row in rows:
-        for each in sorted(row.get("slices", ()), key=lambda found: (found["axis"], found["slice"])):
-            yield {"id": row["id"], **each}
+        loudest: dict[tuple[int, int], dict[str, Any]] = {}
+        for each in sorted(row.get("slices", ()), key=lambda found: found["score"]):
+            loudest[each["axis"], each["slice"]] = each
+        for place in sorted(loudest):
+            yield {"id": row["id"], **loudest[place]}
 
 
 def lesion_rows(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:

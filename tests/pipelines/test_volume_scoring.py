@@ -677,3 +677,13 @@ def test_a_volume_of_256_voxels_a_side_stays_below_six_gibibytes(tmp_path: Path)
     print(f"peak {peak:.2f} GiB")
     assert 0.3 < peak < 6
     assert table(tmp_path / "out" / "lesions.csv")
+
+
+def test_a_slice_of_the_file_has_one_row_the_loudest_of_those_the_model_saw() -> None:
+    found = [
+        {"axis": 2, "slice": 1, "score": 0.5, "p_value": 0.2},
+        {"axis": 2, "slice": 0, "score": 4.8, "p_value": 0.1},
+        {"axis": 2, "slice": 0, "score": 4.7, "p_value": 0.3},
+    ]
+    rows = list(volume_scoring.slice_rows([{"id": "a", "slices": found}, {"id": "failed"}]))
+    assert [(row["slice"], row["score"], row["p_value"]) for row in rows] == [(0, 4.8, 0.1), (1, 0.5, 0.2)]

@@ -217,6 +217,13 @@ def test_uncalibrated_and_unlabelled_runs_say_so_and_drop_empty_columns() -> Non
     assert all("threshold" not in e["text"] for e in scales)
 
 
+def test_too_few_normals_for_a_threshold_is_not_called_uncalibrated() -> None:
+    rows = [ReportRow(f"n{i}", f"n{i}.png", score=float(i), p_value=0.25, images=_images(i)) for i in range(3)]
+    page = Page(render_report(_report(rows=rows, threshold=None)))
+    assert "No threshold. The p-values say" in page.text
+    assert "no p-values" not in page.text
+
+
 def test_the_scale_is_drawn_with_the_threshold_in_the_middle() -> None:
     page = Page(render_report(_report()))
     for figure in page.all("figure", class_="scale"):

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anodiff.data.video.clip import Clip, ClipInfo, Frame
+from anodiff.errors import ConfigError
 from anodiff.files import make_folder, storage_errors
 
 Kind = Literal["runner", "vehicle", "scatter"]
@@ -213,8 +214,12 @@ def _scatter(rng: np.random.Generator, since: float) -> Iterator[_Figure]:
 _MOVES = {"runner": _runner, "vehicle": _vehicle, "scatter": _scatter}
 
 
+#: length of a planted event
+EVENT_S = 12.0
+
+
 def plant(
-    duration_s: float, seed: int = 0, length_s: float = 12.0, kinds: Sequence[Kind] = KINDS
+    duration_s: float, seed: int = 0, length_s: float = EVENT_S, kinds: Sequence[Kind] = KINDS
 ) -> tuple[Planted, ...]:
     """One event of each kind, each somewhere in its own equal part of the footage.
 
@@ -271,12 +276,15 @@ def write_scenes(
     taking turns.
 
     Raises:
+        ConfigError: clips too short for an event of 12 s and quiet around it, before anything is written.
         StorageError: it cannot be written.
     """
     import dataclasses
 
-    folder, base = make_folder(root), scene or Scene()
     duration = minutes * 60
+    if duration < 2 * EVENT_S:
+        raise ConfigError(f"minutes: expected clips of at least {2 * EVENT_S / 60:g} minutes, found {minutes:g}")
+    folder, base = make_folder(root), scene or Scene()
     rows: list[tuple[str, float, float, str]] = []
     for number in range(train + test):
         name = f"train/normal_{number:02d}.mp4" if number < train else f"test/scene_{number - train:02d}.mp4"
