@@ -24,7 +24,7 @@ RECIPE: dict[str, Any] = {
     "diffusion.schedule": "vp-linear", "diffusion.noise_input": "timestep", "diffusion.weight": "eps",
     "diffusion.sigma.kind": "uniform-t", "training.lr": 3e-4, "preset": "one-step",
 }  # fmt: skip
-COUNTS = {"train": 400, "val": 60, "test_good": 500, "test_lesion": 500}
+COUNTS = {"n_train": 1000, "n_val": 100, "n_test_good": 500, "n_test_lesion": 500}
 
 
 def phantoms(work: Path) -> Path:

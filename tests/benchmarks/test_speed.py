@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.speed import simplex, training
+from benchmarks.speed import networks, simplex, training
 from benchmarks.speed.__main__ import NAMES, results
 from benchmarks.speed.side_by_side import Comparison, distance, in_turns, require_equal
 
@@ -64,3 +64,25 @@ def test_the_table_holds_what_has_run_and_nothing_else(tmp_path: Path) -> None:
     assert text.count("\n## ") == 1
     assert "Goal: 4 times on 2 CPU cores" in text
     assert len(NAMES) == len(set(NAMES))
+
+
+def test_the_phantoms_of_the_benchmarks_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = dict.fromkeys(networks.COUNTS, 2)
+    monkeypatch.setattr(networks, "COUNTS", few)
+    data = networks.phantoms(tmp_path)
+    before = sorted(data.rglob("*.png"))
+    assert len(list((data / "test").rglob("*.png"))) == 4
+    assert networks.phantoms(tmp_path) == data
+    assert sorted(data.rglob("*.png")) == before
+
+
+def test_monai_network_as_it_comes_holds_the_model_s_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "COUNTS", dict.fromkeys(networks.COUNTS, 6))
+    small = {**networks.ARGUMENTS, "channels": [8, 16, 16], "num_head_channels": 8, "norm_num_groups": 8}
+    monkeypatch.setattr(networks, "ARGUMENTS", small)
+    monkeypatch.setitem(networks.RECIPE, "network.arguments", small)
+    model = networks.monai_model(tmp_path, 32, "cpu")
+    x, t = torch.randn(1, 1, 64, 64), torch.tensor([250.0])
+    with torch.no_grad():
+        expected = model.denoiser.network(x, t)
+        torch.testing.assert_close(networks.as_it_comes(model)(x, timesteps=t), expected)
