@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import os
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -204,15 +205,15 @@ class AnnotatedVideo:
         draw.text((max(2, x), max(0, y - 17)), label, fill=BOX, font=_font(), stroke_width=2, stroke_fill=GROUND)
 
 
-class Strip:
+class Strip(ABC):
     """A drawing of scores over time, ``width`` x STRIP px."""
 
     def __init__(self, axis: ScoreAxis, width: int) -> None:
         self.axis, self.width = axis, width
 
+    @abstractmethod
     def draw(self, canvas: Image.Image, place: tuple[int, int], time: float, score: float) -> None:
         """Draws the strip with the cursor at ``time``, its upper left corner at ``place``."""
-        raise NotImplementedError
 
     def _height(self, values: ArrayLike) -> NDArray[np.float64]:
         return (STRIP - 3) - self.axis.position(values) * (STRIP - 6)
