@@ -27,8 +27,8 @@ def markdown(found: dict[str, Any]) -> str:
         "`white` ones (rows so named, `one-step`, `multilevel`, `autoddpm-`, `thor-` and `ddad-features`) on Gaussian "
         "noise, `anoddpm` and `pddpm` on simplex noise, `dae` rows on coarse noise of one level: the same network and "
         "number of training images. Where LPIPS or ImageNet features belong to a method the denoiser's own stand in "
-        "(`-features`). Baselines are smoothed and scored as `tuned`, which was not chosen for them: they may be weaker "
-        "here than they could be. The levels of `default` come from the labelled dev split of brain_lgg. 95 % "
+        "(`-features`). Baselines are smoothed and scored as `tuned`, which was not chosen for them: they may be "
+        "weaker here than they could be. The levels of `default` come from the labelled dev split of brain_lgg. 95 % "
         "intervals, bootstrap over groups.",
         "",
     ]
