@@ -79,8 +79,8 @@ class AnomalyDetector:
         engine = getattr(config, "engine", None)
         if network_batch is None:
             network_batch = getattr(engine, "network_batch", 16)
-        compiled = getattr(engine, "compiled", False)
-        self.denoiser = InferenceDenoiser(model.denoiser, device, precision, network_batch, compiled)
+        compiled, most = getattr(engine, "compiled", False), getattr(engine, "max_memory", None)
+        self.denoiser = InferenceDenoiser(model.denoiser, device, precision, network_batch, compiled, most)
         self.seed = seed
         prepared = getattr(config, "preprocess", None)
         self._channels: int | None = getattr(config, "network_channels", getattr(prepared, "channels", None))

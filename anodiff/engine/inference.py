@@ -11,8 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anodiff.engine.compiling import compile_network
 from anodiff.engine.device import autocast, resolve_device, resolve_precision
+from anodiff.engine.memory import peak_bytes
 from anodiff.errors import ConfigError
+
+GIB = 2**30
 
 
 class InferenceDenoiser:
@@ -33,6 +37,9 @@ class InferenceDenoiser:
             relative, fp32). Where the device has no memory for so many it is halved, and `notes` says so.
         compiled: compile the network for this batch shape with its weights as constants, once a process: half a minute
             or more at the first call, less time at every other. Results change within the tolerance of the precision.
+            Where there is no compiler it is not done, and `notes` says so.
+        max_memory: GiB that the tensors of one internal batch may take beside the weights; where `network_batch` rows
+            need more, fewer are taken, and `notes` says so. On a CUDA device the process may take no more in all.
 
     Attributes:
         notes: sentences on what was not done as asked.
@@ -46,10 +53,18 @@ class InferenceDenoiser:
         precision: str = "auto",
         network_batch: int = 16,
         compiled: bool = False,
+        max_memory: float | None = None,
     ) -> None:
         if network_batch < 1:
             raise ConfigError(f"engine.network_batch: expected at least 1, found {network_batch}")
+        if max_memory is not None and not max_memory > 0:
+            raise ConfigError(f"engine.max_memory: expected GiB above 0, found {max_memory}")
         self.device = resolve_device(device)
+        self.max_memory = max_memory
+        self._measured: set[tuple[Any, ...]] = set()
+        if max_memory is not None and self.device.type == "cuda":
+            total = torch.cuda.get_device_properties(self.device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, max_memory * GIB / total), self.device)
         if self.device.type == "cpu":
             _even_threads()
         self.precision = resolve_precision(precision, self.device)
@@ -64,14 +79,19 @@ class InferenceDenoiser:
         if self.precision == "bf16":
             _round_weights(self.denoiser)
         if compiled:
-            _compile(self.denoiser)
+            note = compile_network(getattr(self.denoiser, "network", self.denoiser), self.device, frozen=True)
+            self.compiled = not note
+            self.notes += [note] if note else []
 
-    def __call__(self, x: Tensor, sigma: Tensor | float, context: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, sigma: Tensor | float, context: Tensor | None = None, label: Tensor | None = None
+    ) -> Tensor:
         """x (N, C, *S), sigma scalar or (N,), in units of the [-1, 1] data -> estimate of x0, (N, C, *S) float32.
 
         context: (N, K, *S), what the denoiser is given beside the noisy image, or None.
+        label: (N,) int64, the class that the denoiser is told for each row, or None.
         """
-        pieces = self._run(self.denoiser, x, sigma, context)
+        pieces = self._run(self.denoiser, x, sigma, context, label)
         return torch.cat([piece.float() for piece in pieces]) if pieces else torch.empty_like(x, device=self.device)
 
     def with_variance(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -97,13 +117,22 @@ class InferenceDenoiser:
         return [torch.cat([piece[level].float() for piece in pieces]) for level in range(len(pieces[0]))]
 
     def _run(
-        self, function: Callable[..., Any], x: Tensor, sigma: Tensor | float, context: Tensor | None = None
+        self,
+        function: Callable[..., Any],
+        x: Tensor,
+        sigma: Tensor | float,
+        context: Tensor | None = None,
+        label: Tensor | None = None,
     ) -> list[Any]:
         rows = x.shape[0]
         x = x.to(self.device, torch.float32)
         level = torch.as_tensor(sigma, dtype=torch.float32).to(self.device).expand(rows)
         rest = () if context is None else (context.to(self.device, torch.float32),)
+        if label is not None:
+            function, rest = partial(_with_label, function), (*rest, label.to(self.device))
         self.calls += rows
+        if self.max_memory is not None and rows:
+            self._bound(self.max_memory, function, x, level, *rest)
         while True:
             with suppress(torch.OutOfMemoryError):
                 return self._pieces(function, x, level, *rest)
@@ -114,6 +143,32 @@ class InferenceDenoiser:
         rows = inputs[0].shape[0]
         pieces = (slice(start, start + self.network_batch) for start in range(0, rows, self.network_batch))
         return [self._piece(function, *(each[piece] for each in inputs)) for piece in pieces]
+
+    def _bound(self, most: float, function: Callable[..., Any], *inputs: Tensor) -> None:
+        """Takes fewer rows at once where `most` GiB do not hold so many of this shape; one row tells, once a shape."""
+        key = (getattr(function, "__name__", ""), *(tuple(each.shape[1:]) for each in inputs))
+        if key in self._measured:
+            return
+        self._measured.add(key)
+        asked, self.network_batch = self.network_batch, 1
+        try:
+            # a compiled network would be compiled again for one row
+            with torch.compiler.set_stance("force_eager"):
+                row = peak_bytes(lambda: self._piece(function, *(each[:1] for each in inputs)))
+        finally:
+            self.network_batch = asked
+        fitting = int(most * GIB // max(row, 1))
+        if fitting < 1:
+            raise ConfigError(
+                f"engine.max_memory: expected memory for one image at a time, about {row / GIB:.2g} GiB, found "
+                f"{most:g} GiB; score in smaller windows or on a smaller grid"
+            )
+        if fitting < asked:
+            self.network_batch = fitting
+            self.notes.append(
+                f"engine.max_memory of {most:g} GiB: engine.network_batch={fitting}, at {row / GIB:.2g} GiB a row; "
+                f"scores agree to 1e-4 with those of {asked}, not to the bit"
+            )
 
     def _halve(self) -> None:
         """A smaller internal batch, after memory ran out. Raises ConfigError where one image is too much."""
@@ -145,17 +200,16 @@ class InferenceDenoiser:
         return piece.contiguous(memory_format=_memory_format(piece.ndim))
 
 
+def _with_label(function: Callable[..., Any], *inputs: Tensor) -> Any:
+    """The function of all inputs but the last, which is its label."""
+    return function(*inputs[:-1], label=inputs[-1])
+
+
 def _round_weights(module: nn.Module) -> None:
     """What autocast would round at every call, once."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.Conv3d | nn.Linear):
             part.to(torch.bfloat16)
-
-
-def _compile(denoiser: nn.Module) -> None:
-    """Compiles the network of a denoiser for one shape."""
-    network = getattr(denoiser, "network", denoiser)
-    network.compile(dynamic=False, options={"freezing": True})
 
 
 def _even_threads() -> None:

@@ -93,7 +93,7 @@ def check_machine(content: dict[str, Any], saved: dict[str, Any], trainer: Train
     )
 
 
-#: what may differ between a run and its continuation without changing a weight
+#: what may differ between a run and its continuation without changing a weight but by rounding
 FREE = (
     "description",
     "polarity",
@@ -103,6 +103,8 @@ FREE = (
     "engine",
     "preprocess.foreground_erode_px",
     "training.checkpoint_minutes",
+    # the same weights up to rounding
+    "training.compiled",
     # these two together with the number of processes: see check_machine
     "training.batch_size",
     "training.accumulate",

@@ -31,6 +31,7 @@ from anodiff.diffusion.objective import (
     stratified_uniform,
     within_foreground,
 )
+from anodiff.engine.compiling import compile_network
 from anodiff.engine.device import Precision, autocast
 from anodiff.errors import TrainingError
 from anodiff.model import build_denoiser, schedule_of
@@ -94,7 +95,8 @@ class Trainer:
     examples: images (N, C, *S) in [-1, 1], kept in memory and augmented as the recipe says, or any `Examples`.
     validation: images (M, C, *S), or a `Drawn` where examples have a context.
 
-    ``step`` makes one update over ``batch_size * accumulate * processes`` images.
+    ``step`` makes one update over ``batch_size * accumulate * processes`` images. ``notes``: sentences on what was not done
+    as asked.
     """
 
     def __init__(
@@ -125,6 +127,9 @@ class Trainer:
         self.distribution = distribution_of(config)
         learned = config.diffusion.schedule == "learned"
         self.schedule = self.network.get_submodule("schedule") if learned else schedule_of(config)
+        # compiled after the averaged copy is made, whose batches are of other sizes
+        note = compile_network(self.network, device, frozen=False) if training.compiled else ""
+        self.notes = [note] if note else []
         self.state = State()
 
     @property

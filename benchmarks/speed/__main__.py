@@ -1,6 +1,7 @@
 """The speed benchmarks beside a peer, one after the other, and RESULTS.md of what they wrote.
 
-What size costs has no peer and a command of its own: python -m benchmarks.speed.scaling.
+What size costs, and what precision changes, have no peer and commands of their own: python -m benchmarks.speed.scaling
+and python -m benchmarks.speed.precision, whose results stand in the page too.
 
 python -m benchmarks.speed                 # run them all (about an hour on 2 CPU cores, most of it training)
 python -m benchmarks.speed network simplex # run some
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from anodiff.files import atomic_write
+from benchmarks.speed import precision
 from benchmarks.speed.side_by_side import HERE
 
 NAMES = ("network", "training", "reconstruct", "folder", "simplex", "startup", "aupro")
@@ -51,7 +53,7 @@ def results(folder: Path) -> str:
         "turns, the median over turns and the quartiles of the turns' ratios; each module's docstring says what either "
         "side does."
     ]
-    for name in NAMES:
+    for name in (*NAMES, "precision"):
         path = folder / f"{name}.json"
         if path.exists():
             parts.append(section(name, json.loads(path.read_text())))
@@ -65,6 +67,8 @@ def section(name: str, found: dict[str, Any]) -> str:
         return "\n".join(["## Start-up", "", place(found), "", "| command | seconds (quartiles) |", "|---|---|", *rows])
     if name == "aupro":
         return aupro_section(found)
+    if name == "precision":
+        return "\n".join([f"## {found['title']}", "", place(found), "", precision.table(found["rows"])])
     lines = [f"## {found['title'][0].upper()}{found['title'][1:]}", "", place(found), ""]
     lines += ["| work | ours, s | peer, s | times faster (quartiles) |", "|---|---|---|---|"]
     for row in found["rows"]:

@@ -10,6 +10,7 @@ channels. The results of the same weights are compared before they are timed: in
 
 from __future__ import annotations
 
+import argparse
 from functools import partial
 
 import torch
@@ -28,17 +29,21 @@ def main(arguments: list[str] | None = None) -> list[Comparison]:
     """Measure, print, write."""
     parser = options(__doc__, "network", turns=15)
     parser.add_argument("--wide", action="store_true", help="128 channels, 128x128, batch 64 as well: for a GPU")
+    parser.add_argument("--uncompiled", action="store_true", help="without the compiled rows, a minute each")
     chosen = parser.parse_args(arguments)
     device = device_of(chosen)
     torch.manual_seed(chosen.seed)
     works = [(CHANNELS, shape) for shape in SHAPES] + [(WIDE, WIDE_SHAPE)] * chosen.wide
-    found = [each for channels, shape in works for each in compare(channels, shape, device, chosen.turns)]
+    found = [each for channels, shape in works for each in compare(channels, shape, device, chosen)]
     finish(found, chosen.output, "network forward", device)
     return found
 
 
-def compare(channels: tuple[int, ...], shape: tuple[int, ...], device: torch.device, turns: int) -> list[Comparison]:
-    """The same weights in our path at its own precision and in fp32, then our U-Net, each beside MONAI's network."""
+def compare(
+    channels: tuple[int, ...], shape: tuple[int, ...], device: torch.device, chosen: argparse.Namespace
+) -> list[Comparison]:
+    """The same weights in our path at its own precision and in fp32, then our U-Net as it is and
+    compiled, each beside MONAI's network."""
     peer = monai_network(channels).to(device)
     ours = UNet(1, channels=channels, blocks=2, attention=(False, False, True), stem=1)
     randomise(ours)
@@ -61,17 +66,19 @@ def compare(channels: tuple[int, ...], shape: tuple[int, ...], device: torch.dev
         error = require_equal(path(x, t.float()), expected, precision, f"MONAI's network, {size}")
         rows.append(
             in_turns(
-                f"{size}, the same weights, {precision}", partial(path, x, t.float()), theirs, turns, device,
+                f"{size}, the same weights, {precision}", partial(path, x, t.float()), theirs, chosen.turns, device,
                 distance=error, weights=weights["monai"],
             )
         )  # fmt: skip
-    path = InferenceDenoiser(ours, device, network_batch=shape[0])
-    rows.append(
-        in_turns(
-            f"{size}, our U-Net, {path.precision}", lambda: path(x, level), theirs, turns, device,
-            weights=weights["ours"], peer_weights=weights["monai"],
-        )
-    )  # fmt: skip
+    for compiled in dict.fromkeys((False, not chosen.uncompiled)):
+        path = InferenceDenoiser(ours, device, network_batch=shape[0], compiled=compiled)
+        work = f"{size}, our U-Net, {path.precision}{', compiled' if path.compiled else ''}"
+        rows.append(
+            in_turns(
+                work, partial(path, x, level), theirs, chosen.turns, device,
+                weights=weights["ours"], peer_weights=weights["monai"],
+            )
+        )  # fmt: skip
     return rows
 
 

@@ -4,8 +4,8 @@
 
 The peer: MONAI's DiffusionModelUNet as it comes, its DDPMScheduler's noise, eps loss, Adam, fp32, images already on the
 device. Ours: `Trainer.step` with our U-Net of as many weights and the same channels, with all it does (drawing,
-augmentation off, noise, precision rule, clipping, fused AdamW, averaged weights). Prints a table, writes
-training.json beside this file.
+augmentation off, noise, precision rule, clipping, fused AdamW, averaged weights), as it is and with
+`training.compiled`. Prints a table, writes training.json beside this file.
 """
 
 from __future__ import annotations
@@ -27,20 +27,24 @@ def main(arguments: list[str] | None = None) -> list[Comparison]:
     parser = options(__doc__, "training", turns=8)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--side", type=int, default=64)
+    parser.add_argument("--uncompiled", action="store_true", help="without the compiled rows, a minute each")
     chosen = parser.parse_args(arguments)
     device = device_of(chosen)
     torch.manual_seed(chosen.seed)
     images = torch.rand(4 * chosen.batch, 1, chosen.side, chosen.side) * 2 - 1
+    fast = resolve_precision("auto", device)
     found = [
-        compare(images, chosen.batch, device, chosen.turns, precision)
-        for precision in dict.fromkeys((resolve_precision("auto", device), "fp32"))
+        compare(images, chosen.batch, device, chosen.turns, precision, compiled)
+        for precision, compiled in dict.fromkeys([(fast, False), (fast, not chosen.uncompiled), ("fp32", False)])
     ]
     finish(found, chosen.output, "one training step", device, batch=chosen.batch, side=chosen.side)
     return found
 
 
-def compare(images: torch.Tensor, batch: int, device: torch.device, turns: int, precision: Any) -> Comparison:
-    """One update of each in turns."""
+def compare(
+    images: torch.Tensor, batch: int, device: torch.device, turns: int, precision: Any, compiled: bool
+) -> Comparison:
+    """One update of each in turns; compiled before, where it is."""
     from monai.networks.schedulers import DDPMScheduler
 
     peer = monai_network(CHANNELS).to(device).train()
@@ -60,13 +64,11 @@ def compare(images: torch.Tensor, batch: int, device: torch.device, turns: int, 
         "name": "speed",
         "preprocess": {"size": list(images.shape[2:])},
         "network": {"channels": list(CHANNELS), "blocks": 2, "attention": [False, False, True], "stem": 1},
-        "training": {"batch_size": batch, "images": 1_000_000},
+        "training": {"batch_size": batch, "images": 1_000_000, "compiled": compiled},
     }
     trainer = Trainer(parse_config(recipe), images, images[:batch], device=device, precision=precision)
-    return in_turns(
-        f"{batch} images of {images.shape[2]}x{images.shape[3]}, {precision}", trainer.step, theirs, turns, device,
-        weights=count(trainer.network), peer_weights=count(peer),
-    )  # fmt: skip
+    work = f"{batch} images of {images.shape[2]}x{images.shape[3]}, {precision}{', compiled' * compiled}"
+    return in_turns(work, trainer.step, theirs, turns, device, weights=count(trainer.network), peer_weights=count(peer))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.speed import networks, simplex, training
+from benchmarks.speed import networks, precision, simplex, training
 from benchmarks.speed.__main__ import NAMES, results
 from benchmarks.speed.side_by_side import Comparison, distance, in_turns, require_equal
 
@@ -35,7 +35,8 @@ def test_results_that_differ_end_the_benchmark() -> None:
 
 def test_one_training_step_of_either_side(tmp_path: Path) -> None:
     output = tmp_path / "training.json"
-    found = training.main(["--device", "cpu", "--turns", "1", "--batch", "2", "--side", "16", "--output", str(output)])
+    size = ["--batch", "2", "--side", "16", "--uncompiled"]
+    found = training.main(["--device", "cpu", "--turns", "1", *size, "--output", str(output)])
     assert found[-1].work == "2 images of 16x16, fp32"
     weights = found[-1].facts
     assert abs(weights["weights"] / weights["peer_weights"] - 1) < 0.25  # networks of one size
@@ -86,3 +87,12 @@ def test_monai_network_as_it_comes_holds_the_model_s_weights(tmp_path: Path, mon
     with torch.no_grad():
         expected = model.denoiser.network(x, t)
         torch.testing.assert_close(networks.as_it_comes(model)(x, timesteps=t), expected)
+
+
+def test_the_precision_table_names_the_largest_difference_and_leaves_out_what_is_undefined() -> None:
+    image = dict.fromkeys(("fp32", "bf16", "bf16, compiled"), None)
+    pixel = {"fp32": 0.9, "bf16": 0.9011, "bf16, compiled": 0.8985}
+    aurocs = {name: {"pixel_auroc": pixel[name], "image_auroc": image[name]} for name in pixel}
+    text = precision.table([{"work": "brain, dev", "aurocs": aurocs}])
+    assert "| brain, dev | pixel | 0.9000 | 0.9011 | 0.8985 | 0.0015 |" in text
+    assert "| image |" not in text
