@@ -60,11 +60,7 @@ def display_reconstruction(reconstruction: Tensor, prepared: Prepared, config: P
 
 def calibrated_scale(calibration: Calibration | None) -> HeatScale | None:
     """The one colour scale of a calibrated preset: median normal pixel dark, the 1 % pixel threshold in the middle."""
-    if calibration is None:
-        return None
-    low = calibration.pixel_quantiles[0.5]
-    above = [value for share, value in sorted(calibration.pixel_quantiles.items()) if share >= 0.99 and value > low]
-    return HeatScale.around(low, above[0] if above else low + 1.0)
+    return None if calibration is None else HeatScale.of_normals(calibration.pixel_quantiles)
 
 
 def raw_scale(rows: Iterable[Mapping[str, Any]]) -> HeatScale | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -14,6 +13,7 @@ from anodiff.anomaly.calibration import Calibration, calibrate
 from anodiff.anomaly.fusion import fuse
 from anodiff.anomaly.groups import assign_parts
 from anodiff.anomaly.noising import reconstruct
+from anodiff.anomaly.normals import NormalsPart, check_images
 from anodiff.anomaly.perceptual import FeatureDistance
 from anodiff.anomaly.presets import resolve
 from anodiff.anomaly.reduce import reduce_maps
@@ -34,9 +34,6 @@ VALUES_IN_FOLDS = 1 << 26
 #: normal pixels behind the pixel thresholds; beyond it an evenly spaced subset is used
 PIXELS_KEPT = 1 << 25
 
-#: beyond it an image was not brought to the model's range (0..255, say); z-scored data stays well below
-LARGEST_INTENSITY = 100.0
-
 Progress = Callable[[int], None]
 
 
@@ -44,13 +41,12 @@ class AnomalyDetector:
     """Scores images by what a diffusion model of normal images cannot reproduce.
 
     A score is a function of the model, the settings, the seed and the pixels: on one device and software it has the
-        same bits
-    whatever the other images of the batch are, in any order (for one ``network_batch``; 1e-4 relative across them in
-    fp32).
+    same bits whatever the other images of the batch are, in any order (for one ``network_batch``; 1e-4 relative across
+    them in fp32).
 
     Args:
         model: anything with ``denoiser`` (nn.Module, D(x, sigma)), ``calibrations`` (dict by preset) and, optionally,
-            ``config`` (recipe) and ``schedule``. Its denoiser is moved to the device and set to evaluation mode.
+            ``config`` (recipe), ``schedule`` and ``normal_denoiser`` (of the normal class). Its denoiser is moved to the device and set to evaluation mode.
         preset: a preset's name, adapted by the model's recipe, or settings taken as they are.
         device, precision: see :class:`anodiff.engine.inference.InferenceDenoiser`.
         network_batch: rows of the one batch the network sees; None takes the recipe's, or 16.
@@ -80,7 +76,8 @@ class AnomalyDetector:
         if network_batch is None:
             network_batch = getattr(engine, "network_batch", 16)
         compiled, most = getattr(engine, "compiled", False), getattr(engine, "max_memory", None)
-        self.denoiser = InferenceDenoiser(model.denoiser, device, precision, network_batch, compiled, most)
+        normal = getattr(model, "normal_denoiser", model.denoiser)
+        self.denoiser = InferenceDenoiser(normal, device, precision, network_batch, compiled, most)
         self.seed = seed
         prepared = getattr(config, "preprocess", None)
         self._channels: int | None = getattr(config, "network_channels", getattr(prepared, "channels", None))
@@ -115,7 +112,7 @@ class AnomalyDetector:
             ConfigError: the recipe prepares images otherwise than the calibration's.
         """
         self.check_preprocess()
-        _check(images, foreground)
+        check_images(images, foreground)
         self._check_channels(images)
         self._check_size(images)
         maps, scores, mean = [], [], []
@@ -230,14 +227,14 @@ class AnomalyDetector:
             raise ConfigError(f"rate: expected a false-alarm rate between 0 and 1, found {rate}")
         if unit not in ("image", "slice", "group"):
             raise ConfigError(f"unit: expected 'image', 'slice' or 'group', found {unit!r}")
-        threshold_part = _Part.of(normals, groups, foreground, self.seed)
+        threshold_part = NormalsPart.of(normals, groups, foreground, self.seed)
         standardisation = None
         counts: dict[str, int] = {}
         if self.settings.standardise != "none":
             if standardise_on is None:
                 fitting_part, threshold_part = threshold_part.halves(self.seed)
             else:
-                fitting_part = _Part.of(standardise_on, standardise_groups, standardise_foreground, self.seed)
+                fitting_part = NormalsPart.of(standardise_on, standardise_groups, standardise_foreground, self.seed)
                 shared = set(fitting_part.groups) & set(threshold_part.groups)
                 if shared:
                     raise DataError(
@@ -263,7 +260,9 @@ class AnomalyDetector:
         )
         return self
 
-    def _fit_standardisation(self, part: _Part, progress: Progress | None, batch_size: int | None) -> Standardisation:
+    def _fit_standardisation(
+        self, part: NormalsPart, progress: Progress | None, batch_size: int | None
+    ) -> Standardisation:
         levels, size = self.settings.error_maps, part.images.shape[2:]
         count = max(2, min(MOST_FOLDS, VALUES_IN_FOLDS // (levels * math.prod(size))))
         folds = torch.tensor(assign_parts(part.groups, [1.0] * count, self.seed))
@@ -281,7 +280,11 @@ class AnomalyDetector:
         return fit_standardisation(list(moments.values()), settings.standardise, settings.map_px, settings.scale_floor)
 
     def _normal_scores(
-        self, part: _Part, standardisation: Standardisation | None, progress: Progress | None, batch_size: int | None
+        self,
+        part: NormalsPart,
+        standardisation: Standardisation | None,
+        progress: Progress | None,
+        batch_size: int | None,
     ) -> tuple[Tensor, Tensor]:
         """Scores (n,) and (a subset of the) foreground pixel values of the threshold part, on the CPU."""
         stride = math.ceil(part.images[:, 0].numel() / PIXELS_KEPT)
@@ -343,46 +346,6 @@ class AnomalyDetector:
             )
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Normals with their groups."""
-
-    images: Tensor
-    groups: list[str]
-    foreground: Tensor | None
-
-    @classmethod
-    def of(cls, images: Tensor, groups: Sequence[object] | None, foreground: Tensor | None, seed: int) -> _Part:
-        if not len(images):
-            raise DataError("calibration: expected at least one normal image, found none")
-        _check(images, foreground)
-        if groups is None:
-            labels = [f"{key:016x}" for key in image_keys(images, seed).tolist()]
-        else:
-            labels = [str(group) for group in groups]
-        if len(labels) != len(images):
-            raise DataError(f"calibration: expected one group an image ({len(images)}), found {len(labels)} groups")
-        return cls(images, labels, foreground)
-
-    def halves(self, seed: int) -> tuple[_Part, _Part]:
-        """Two group-disjoint parts of about equal size."""
-        distinct = len(set(self.groups))
-        if distinct < 2:
-            raise DataError(
-                f"calibration: expected normals of at least 2 groups for two disjoint parts, found {distinct}"
-            )
-        parts = assign_parts(self.groups, [1.0, 1.0], seed)
-        first, second = (self._take([i for i, part in enumerate(parts) if part == k]) for k in (0, 1))
-        return first, second
-
-    def _take(self, index: list[int]) -> _Part:
-        inside = None if self.foreground is None else self.foreground[index]
-        return _Part(self.images[index], [self.groups[i] for i in index], inside)
-
-    def counts(self, name: str) -> dict[str, int]:
-        return {f"{name}_images": len(self.images), f"{name}_groups": len(set(self.groups))}
-
-
 def _mean(reconstructions: Tensor) -> Tensor:
     """Mean over levels, added in order; (L, N, ...) -> (N, ...)."""
     total = reconstructions[0]
@@ -398,30 +361,3 @@ def _whole(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     return sorted(slot for slot in ours.keys() | theirs.keys() if ours.get(slot) != theirs.get(slot))
-
-
-def _check(images: Tensor, foreground: Tensor | None) -> None:
-    if not isinstance(images, Tensor):
-        raise InputError(
-            f"images: expected a tensor (N, C, H, W), found {type(images).__name__}; model.prepare(paths) reads files"
-        )
-    if images.ndim not in (4, 5):
-        raise InputError(
-            f"images: expected a tensor (N, C, H, W) or (N, C, D, H, W), found shape {tuple(images.shape)}"
-        )
-    if not images.is_floating_point():
-        raise InputError(f"images: expected floating-point intensities in [-1, 1], found {images.dtype}")
-    if foreground is not None and foreground.shape != (images.shape[0], *images.shape[2:]):
-        raise InputError(
-            f"foreground: expected shape {(images.shape[0], *images.shape[2:])}, found {tuple(foreground.shape)}"
-        )
-    finite = images.isfinite().flatten(1).all(dim=1)
-    if not bool(finite.all()):
-        raise InputError(
-            f"images: expected finite pixels, found NaN or infinity in image {int((~finite).nonzero()[0])}"
-        )
-    if images.numel() and float(images.abs().amax()) > LARGEST_INTENSITY:
-        raise InputError(
-            f"images: expected intensities in [-1, 1] (a z-score: a few units), found {float(images.abs().amax()):g}; "
-            "model.prepare(paths) reads files as the model was trained"
-        )

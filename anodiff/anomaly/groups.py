@@ -12,8 +12,7 @@ def assign_parts(groups: Sequence[str], shares: Sequence[float], seed: int = 0) 
 
     Groups are taken in the order of a hash of their name and the seed, each by the part that lags furthest behind
     its share: the result depends on the names and sizes of the groups, not on the order of the images. With at least
-        as many groups as
-    parts no part is empty.
+    as many groups as parts no part is empty.
     """
     sizes = Counter(groups)
     order = sorted(sizes, key=lambda group: blake2b(f"{seed}:{group}".encode(), digest_size=8).digest())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,13 @@ class HeatScale:
         """The calibrated scale whose bright end lies `reach` times as far above the threshold as `low` lies below
         it."""
         return cls(low, threshold, threshold + reach * (threshold - low))
+
+    @classmethod
+    def of_normals(cls, quantiles: Mapping[float, float]) -> HeatScale:
+        """From values of normal pixels by their share: the median dark, the 1 % pixel threshold in the middle."""
+        low = quantiles[0.5]
+        above = [value for share, value in sorted(quantiles.items()) if share >= 0.99 and value > low]
+        return cls.around(low, above[0] if above else low + 1.0)
 
     def position(self, values: ArrayLike) -> NDArray[np.float32]:
         """Values of any shape -> positions in [0, 1], same shape; NaN -> 0."""

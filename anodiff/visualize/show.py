@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -172,18 +171,11 @@ class Viewer:
 def scale_of(result: DetectionResult) -> HeatScale:
     """The calibration's colour scale; without one, from the median of all maps over their 99 % quantile."""
     if result.pixel_quantiles is not None:
-        return scale_of_normals(result.pixel_quantiles)
+        return HeatScale.of_normals(result.pixel_quantiles)
     values = result.maps.flatten().float().cpu()
     low, centre = torch.quantile(values[:: max(1, len(values) // VALUES)][:VALUES], torch.tensor([0.5, 0.99])).tolist()
     reach = centre if centre > low else low + 1.0
     return HeatScale(low, reach, reach + 2.0 * (reach - low), calibrated=False)
-
-
-def scale_of_normals(quantiles: Mapping[float, float]) -> HeatScale:
-    """From the values of normal pixels by their share: the median dark, the 1 % threshold in the middle."""
-    low = quantiles[0.5]
-    above = [value for share, value in sorted(quantiles.items()) if share >= 0.99 and value > low]
-    return HeatScale.around(low, above[0] if above else low + 1.0)
 
 
 def _widgets() -> Any:

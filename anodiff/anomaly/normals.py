@@ -1,0 +1,90 @@
+"""Normals that a detector is calibrated on, and the check that every image passes before it is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from anodiff.anomaly.groups import assign_parts
+from anodiff.diffusion import image_keys
+from anodiff.errors import DataError, InputError
+
+#: beyond it an image was not brought to the model's range (0..255, say); z-scored data stays well below
+LARGEST_INTENSITY = 100.0
+
+
+@dataclass(frozen=True)
+class NormalsPart:
+    """Normals (n, C, *S) with the group of each, and their foreground (n, *S) bool or None."""
+
+    images: Tensor
+    groups: list[str]
+    foreground: Tensor | None
+
+    @classmethod
+    def of(cls, images: Tensor, groups: Sequence[object] | None, foreground: Tensor | None, seed: int) -> NormalsPart:
+        """Checked; without ``groups`` each distinct image is one of its own.
+
+        Raises:
+            DataError: no image, or not one group an image.
+            InputError: see :func:`check_images`.
+        """
+        if not len(images):
+            raise DataError("calibration: expected at least one normal image, found none")
+        check_images(images, foreground)
+        if groups is None:
+            labels = [f"{key:016x}" for key in image_keys(images, seed).tolist()]
+        else:
+            labels = [str(group) for group in groups]
+        if len(labels) != len(images):
+            raise DataError(f"calibration: expected one group an image ({len(images)}), found {len(labels)} groups")
+        return cls(images, labels, foreground)
+
+    def halves(self, seed: int) -> tuple[NormalsPart, NormalsPart]:
+        """Two group-disjoint parts of about equal size. Raises DataError where there is one group only."""
+        distinct = len(set(self.groups))
+        if distinct < 2:
+            raise DataError(
+                f"calibration: expected normals of at least 2 groups for two disjoint parts, found {distinct}"
+            )
+        parts = assign_parts(self.groups, [1.0, 1.0], seed)
+        first, second = (self._take([i for i, part in enumerate(parts) if part == k]) for k in (0, 1))
+        return first, second
+
+    def _take(self, index: list[int]) -> NormalsPart:
+        inside = None if self.foreground is None else self.foreground[index]
+        return NormalsPart(self.images[index], [self.groups[i] for i in index], inside)
+
+    def counts(self, name: str) -> dict[str, int]:
+        """What a calibration says of its part ``name``."""
+        return {f"{name}_images": len(self.images), f"{name}_groups": len(set(self.groups))}
+
+
+def check_images(images: Tensor, foreground: Tensor | None) -> None:
+    """Raises InputError for what is not a tensor of finite images in the model's range, with a foreground to match."""
+    if not isinstance(images, Tensor):
+        raise InputError(
+            f"images: expected a tensor (N, C, H, W), found {type(images).__name__}; model.prepare(paths) reads files"
+        )
+    if images.ndim not in (4, 5):
+        raise InputError(
+            f"images: expected a tensor (N, C, H, W) or (N, C, D, H, W), found shape {tuple(images.shape)}"
+        )
+    if not images.is_floating_point():
+        raise InputError(f"images: expected floating-point intensities in [-1, 1], found {images.dtype}")
+    if foreground is not None and foreground.shape != (images.shape[0], *images.shape[2:]):
+        raise InputError(
+            f"foreground: expected shape {(images.shape[0], *images.shape[2:])}, found {tuple(foreground.shape)}"
+        )
+    finite = images.isfinite().flatten(1).all(dim=1)
+    if not bool(finite.all()):
+        raise InputError(
+            f"images: expected finite pixels, found NaN or infinity in image {int((~finite).nonzero()[0])}"
+        )
+    if images.numel() and float(images.abs().amax()) > LARGEST_INTENSITY:
+        raise InputError(
+            f"images: expected intensities in [-1, 1] (a z-score: a few units), found {float(images.abs().amax()):g}; "
+            "model.prepare(paths) reads files as the model was trained"
+        )
