@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from anodiff.files import atomic_write
-from benchmarks.speed import precision
+from benchmarks.speed import precision, scaling
 from benchmarks.speed.side_by_side import HERE
 
 NAMES = ("network", "training", "reconstruct", "folder", "simplex", "startup", "aupro")
@@ -53,7 +53,7 @@ def results(folder: Path) -> str:
         "turns, the median over turns and the quartiles of the turns' ratios; each module's docstring says what either "
         "side does."
     ]
-    for name in (*NAMES, "precision"):
+    for name in (*NAMES, "precision", "scaling"):
         path = folder / f"{name}.json"
         if path.exists():
             parts.append(section(name, json.loads(path.read_text())))
@@ -67,6 +67,17 @@ def section(name: str, found: dict[str, Any]) -> str:
         return "\n".join(["## Start-up", "", place(found), "", "| command | seconds (quartiles) |", "|---|---|", *rows])
     if name == "aupro":
         return aupro_section(found)
+    if name == "scaling":
+        lines = [
+            "## What size costs",
+            "",
+            place(found),
+            "",
+            scaling.table(found),
+            "",
+            "![Cost against size](scaling.png)",
+        ]
+        return "\n".join(lines)
     if name == "precision":
         return "\n".join([f"## {found['title']}", "", place(found), "", precision.table(found["rows"])])
     lines = [f"## {found['title'][0].upper()}{found['title'][1:]}", "", place(found), ""]

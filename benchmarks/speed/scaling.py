@@ -2,8 +2,8 @@
 
     python -m benchmarks.speed.scaling
 
-Each point is a process of its own, so that its peak memory is its own. The exponent is the slope of ln(time) over
-ln(pixels): 1 is linear. Our U-Net of 32-64-96 channels, with the stem and the attention of the recipes. Prints a table,
+Each point is a process of its own. Memory is the most that the tensors of a call hold at a time (on a GPU: what the
+allocator gave out). The exponent is the slope of ln(time) over ln(pixels), without the smallest: 1 is linear. Our U-Net of 32-64-96 channels, with the stem and the attention of the recipes. Prints a table,
 writes scaling.json and scaling.png beside this file.
 """
 
@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import torch
 
 from anodiff.engine.device import resolve_device
 from anodiff.engine.inference import InferenceDenoiser
+from anodiff.engine.memory import peak_bytes
 from anodiff.files import atomic_write, write_json
 from benchmarks.speed.side_by_side import HERE, machine, wait
 
@@ -52,6 +53,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "exponents": {
             "seconds over pixels": exponent([each["side"] ** 2 for each in sizes[1:]], sizes[1:], "seconds"),
             "seconds over images": exponent([each["batch"] for each in batches], batches, "seconds"),
+            "memory over pixels": exponent([each["side"] ** 2 for each in sizes[1:]], sizes[1:], "mib"),
+            "memory over images": exponent([each["batch"] for each in batches], batches, "mib"),
         },
         "machine": machine(resolve_device(chosen.device)),
     }
@@ -70,7 +73,7 @@ def point(side: int, batch: int, device: str) -> dict[str, float]:
 
 
 def measured(side: int, batch: int, device: str) -> dict[str, float]:
-    """Median seconds of a call, and how much memory it took beyond what was there before it."""
+    """Median seconds of a call, and the most memory that it takes beside the weights."""
     from anodiff.networks import UNet
 
     torch.manual_seed(0)
@@ -78,7 +81,6 @@ def measured(side: int, batch: int, device: str) -> dict[str, float]:
     where = resolve_device(device)
     denoiser = InferenceDenoiser(network, where, network_batch=batch)
     x = torch.randn(batch, 1, side, side, device=where)
-    before = memory(where)
     seconds = []
     for _ in range(CALLS + 1):
         start = time.perf_counter()
@@ -89,15 +91,18 @@ def measured(side: int, batch: int, device: str) -> dict[str, float]:
         "side": side,
         "batch": batch,
         "seconds": float(np.median(seconds[1:])),
-        "mib": (memory(where) - before) / 2**20,
+        "mib": memory(lambda: denoiser(x, 0.5), where) / 2**20,
     }
 
 
-def memory(device: torch.device) -> float:
-    """The most bytes in use so far: of the device, or of this process."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+def memory(call: Callable[[], object], device: torch.device) -> float:
+    """The most bytes that a call holds beyond what was there before."""
+    if device.type != "cuda":
+        return peak_bytes(call)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    return float(torch.cuda.max_memory_allocated(device) - before)
 
 
 def exponent(amounts: list[float], points: list[dict[str, float]], key: str) -> float:
