@@ -3,8 +3,9 @@
     python -m benchmarks.speed.scaling
 
 Each point is a process of its own. Memory is the most that the tensors of a call hold at a time (on a GPU: what the
-allocator gave out). The exponent is the slope of ln(time) over ln(pixels), without the smallest: 1 is linear. Our U-Net of 32-64-96 channels, with the stem and the attention of the recipes. Prints a table,
-writes scaling.json and scaling.png beside this file.
+allocator gave out). The exponent is the slope of ln(time) over ln(pixels), without the smallest: 1 is linear. Our U-Net
+of 32-64-96 channels, with the stem and the attention of the recipes. Prints a table, writes scaling.json and
+scaling.png beside this file.
 """
 
 from __future__ import annotations
