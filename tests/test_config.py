@@ -48,6 +48,22 @@ def test_shipped_recipes_are_valid_and_open_with_their_command() -> None:
         ),
         ({"name": "x", "polarity": "up"}, r"at 'polarity' .*'both', 'brighter' or 'darker' \(found 'up'\)"),
         ({"name": "x", "preprocess": {"size": [4, 64]}}, r"at 'preprocess\.size\.0' .*\(found 4\)"),
+        (
+            {"name": "x", "augment": {"crop": [64, 64], "shift_px": 4}},
+            r"at 'augment' a crop is at a random place already: expected shift_px 0, found 4",
+        ),
+        (
+            {"name": "x", "augment": {"crop": [64, 160]}},
+            r"must fit in preprocess\.size \[128, 128\], found \[64, 160\]",
+        ),
+        (
+            {"name": "x", "augment": {"transpose": True, "crop": [64, 32]}},
+            r"augment\.transpose needs a square image or crop, found \[64, 32\]",
+        ),
+        (
+            {"name": "x", "preprocess": {"resize": "none"}, "volume": {}},
+            r"preprocess\.resize none are of models of 2-D images",
+        ),
         ({"name": "x", "calibration": {"rate": 1.5}}, r"at 'calibration\.rate' .*\(found 1\.5\)"),
         ({}, r"the key 'name' is missing"),
         ([1], r"expected a mapping of keys to values, found list"),
@@ -116,3 +132,29 @@ def test_yaml_cannot_name_python_objects(tmp_path: Path) -> None:
     path.write_text("name: !!python/object/apply:os.system ['echo broken > /dev/null']")
     with pytest.raises(ConfigError, match="expected a readable YAML file"):
         load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"conditioning": {"classes": ["healthy"]}}, "conditioning.classes"),
+        ({"conditioning": {"classes": ["healthy", "Healthy "]}}, "classes must have names that differ"),
+        ({"conditioning": {"classes": ["healthy", ""]}}, "classes must have names that differ"),
+        ({"conditioning": {"normal": "good"}}, "normal must be one of the classes healthy, diseased, found 'good'"),
+        ({"conditioning": {"drop": 0}}, "conditioning.drop"),
+        ({"conditioning": {}, "volume": {}}, "expected no volume and no video"),
+        ({"conditioning": {}, "network": {"kind": "monai"}}, "conditioning needs network.kind unet or dit"),
+        ({"conditioning": {"clases": ["a", "b"]}}, "did you mean 'conditioning.classes'"),
+    ],
+)
+def test_classes_are_checked(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_config({"name": "x", **values})
+
+
+def test_the_normal_class_is_the_first_unless_named() -> None:
+    config = parse_config({"name": "x", "conditioning": {"classes": ["sick", "well"], "normal": "well"}})
+    assert config.conditioning is not None
+    assert (config.class_names, config.conditioning.normal_index) == (("sick", "well"), 1)
+    assert parse_config({"name": "x"}).class_names == ()
+    assert parse_config(config.model_dump(mode="json")) == config
