@@ -1,11 +1,12 @@
 """Trivial baselines that every table carries: the same verbs, polarity, smoothing and score as the detector, no
 diffusion.
 
-They are meant to be strong: what is spatial is standardised per place on normals, with the width of the
-neighbourhood chosen on held-out groups, and the PCA residual is standardised by errors of normals that its
-components have not seen. Their ``scale_floor`` (see :class:`anodiff.anomaly.settings.DetectorSettings`) is chosen on
-normals too, by anomalies planted in held-out groups (see :meth:`Baseline._standardised`). Another baseline, the feature
-memory, is in :mod:`anodiff.anomaly.memory`.
+They are meant to be strong: what is spatial is standardised per place (and channel) on normals, with the width of the
+neighbourhood chosen on held-out groups, and the PCA residual is standardised by errors of normals that its components
+have not seen. What follows the errors (amount first or not, smoothing, reduction) each chooses for itself by anomalies
+planted in held-out groups, as a tuning does for the detector (see :mod:`anodiff.anomaly.baseline_choice`), and so its
+``scale_floor`` (see :class:`anodiff.anomaly.settings.DetectorSettings`). Another baseline, the feature memory, is in
+:mod:`anodiff.anomaly.memory`.
 """
 
 from __future__ import annotations
@@ -13,34 +14,55 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from anodiff.anomaly.baseline_choice import (
+    FORMS,
+    Finish,
+    Form,
+    Limits,
+    Trials,
+    choose_map,
+    choose_reduction,
+    choose_width,
+    planted_folds,
+)
 from anodiff.anomaly.groups import assign_parts
-from anodiff.anomaly.planted import Normals, PlantedImages
-from anodiff.anomaly.reduce import Reduction, reduce_maps
-from anodiff.anomaly.residuals import Polarity, channel_mean
-from anodiff.anomaly.smoothing import smooth_maps, smooth_spatial
+from anodiff.anomaly.planted import PlantedImages
+from anodiff.anomaly.residuals import Polarity
+from anodiff.anomaly.smoothing import smooth_spatial
 from anodiff.anomaly.standardise import (
     SCALE_FLOOR,
     Moments,
     Standardisation,
-    Standardise,
     fit_granularity,
     fit_standardisation,
     last_as_good,
 )
 from anodiff.errors import DataError
-from anodiff.metrics.ranking import average_precision
 
 #: folds of the normals by which widths are chosen and PCA errors are made honest
 FOLDS = 4
 #: most images whose principal components are computed (evenly spaced through the normals beyond it)
 PCA_IMAGES = 2000
-#: scale floors to choose from, and the normals (over all folds) in which anomalies are planted for that
-SCALE_FLOORS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4)
-PLANTED_IMAGES = 200
+#: scale floors to choose from
+SCALE_FLOORS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
+#: width of the blur residual: 8 px of 128
+BLUR_SHARE = 1 / 16
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """Of each held-out fold the raw errors (C, n, *S) of its planted images, and each fold's moments of normal error.
+
+    No moments: the errors are not standardised.
+    """
+
+    planted: Sequence[Tensor]
+    moments: Sequence[Moments] = ()
 
 
 class Baseline(ABC):
@@ -48,98 +70,161 @@ class Baseline(ABC):
 
     Args:
         polarity: what an anomaly may be, as in the detector: "brighter" and "darker" keep the signed map.
-        smooth_px: standard deviation of the final Gaussian smoothing, px on the model grid.
-        magnitude_first: for polarity "both", take |.| before smoothing (finds wrong texture) and not after it (finds
-            weak shifts). Without effect on a declared sign.
+        finish: from errors to map and score; None lets planted anomalies choose.
+        limits: to choose from besides none, for errors that are standardised; the detector's, where it has some.
 
     Attributes:
         name: of its row in a table. nfe: denoiser calls an image.
+        finish_: the finish that was given or chosen.
+        planted_ap_: the pixel AP of planted anomalies with it; None where nothing was chosen.
     """
 
     name: str
     nfe = 0
+    #: folds that are held out in turn to choose on, and forms to choose from
+    held_out = FOLDS
+    forms: tuple[Form, ...] = FORMS
 
-    def __init__(self, polarity: Polarity = "both", smooth_px: float = 0.0, *, magnitude_first: bool = False) -> None:
+    def __init__(
+        self, polarity: Polarity = "both", finish: Finish | None = None, *, limits: Limits | None = None
+    ) -> None:
         self.polarity: Polarity = polarity
-        self.smooth_px = smooth_px
-        self.magnitude_first = magnitude_first
+        self.finish, self.limits = finish, limits
+        self.standardisation_: Standardisation | None = None
+        self.planted_ap_: float | None = None
 
-    @abstractmethod
     def fit(
         self, normals: Tensor, groups: Sequence[object] | None = None, foreground: Tensor | None = None
     ) -> Baseline:
-        """Learn from normals (N, C, *S); ``groups`` names the patient, clip or part of each image."""
+        """Learn from normals (N, C, *S); ``groups`` names the patient, clip or part of each image.
 
-    @abstractmethod
-    def _signed(self, images: Tensor) -> Tensor:
-        """The signed map (N, *S): positive = brighter than normal."""
+        Raises DataError for fewer than 2 images.
+        """
+        if len(normals) < 2:
+            raise DataError(f"{self.name}: expected at least 2 normal images to fit on, found {len(normals)}")
+        parts = _folds(len(normals), groups)
+        labels = parts.unique().tolist()
+        planted: list[PlantedImages] = []
+        # a single fold cannot be held out
+        if self._chooses and len(labels) > 1:
+            planted = planted_folds(normals, parts, foreground, self.polarity, labels[: self.held_out])
+            if not any(found.planted for found in planted):
+                planted = []
+        learnt = self._learn(normals, parts, foreground, planted)
+        self._decide(learnt, planted, normals.shape[2:])
+        return self
 
     def maps(self, images: Tensor, foreground: Tensor | None = None) -> Tensor:
         """Anomaly maps (N, *S), larger = more anomalous, of images (N, C, *S)."""
-        return self._finished(self._signed(images), foreground)
+        errors = self._errors(images)
+        if self.standardisation_ is not None:
+            errors = self.standardisation_(errors)
+        return self.finish_.maps(errors, self._sign, foreground)
 
-    def _finished(self, signed: Tensor, foreground: Tensor | None) -> Tensor:
-        """Polarity and smoothing: the signed map (N, *S) -> the anomaly map (N, *S)."""
-        if self.polarity == "darker":
-            signed = -signed
-        if self.polarity != "both":
-            return smooth_maps(signed, self.smooth_px, foreground)
-        if self.magnitude_first:
-            return smooth_maps(signed.abs(), self.smooth_px, foreground)
-        return smooth_maps(signed, self.smooth_px, foreground).abs()
+    def scores(self, maps: Tensor, foreground: Tensor | None = None) -> Tensor:
+        """One score an image (N,)."""
+        return self.finish_.scores(maps, foreground)
 
-    def scores(
+    def settings(self) -> dict[str, Any]:
+        """What was given or chosen, as plain values."""
+        return {**self.finish_.to_json(), "planted_ap": self.planted_ap_}
+
+    @abstractmethod
+    def _learn(
+        self, normals: Tensor, parts: Tensor, foreground: Tensor | None, planted: Sequence[PlantedImages]
+    ) -> Learnt:
+        """Learn from all normals; errors of what is planted in a fold by what was learnt from the others."""
+
+    @abstractmethod
+    def _errors(self, images: Tensor) -> Tensor:
+        """Signed errors (C, N, *S) of images (N, C, *S), positive = brighter than normal, not standardised."""
+
+    @property
+    def _sign(self) -> Polarity:
+        return self.polarity
+
+    @property
+    def _chooses(self) -> bool:
+        return self.finish is None
+
+    def _decide(self, learnt: Learnt, planted: Sequence[PlantedImages], size: Sequence[int]) -> None:
+        """The finish that shows what is planted best."""
+        self.finish_ = self.finish or Finish.usual(size)
+        if self.finish is None and planted:
+            trials = Trials(planted, lambda _: learnt.planted, self._sign)
+            self.finish_ = choose_map(trials, self.finish_, 0.0, None, self.forms)
+            self._conclude(trials, 0.0)
+
+    def _conclude(self, trials: Trials, floor: float) -> None:
+        """The reduction, which follows the map, and how well the choice shows what is planted."""
+        if self.finish is None:
+            self.finish_ = choose_reduction(trials, self.finish_, floor)
+        found = trials.pixel_ap(self.finish_, floor)
+        self.planted_ap_ = sum(found) / len(found)
+
+
+class StandardisedBaseline(Baseline):
+    """A baseline whose errors become local z-scores, a channel at a time.
+
+    Args:
+        scale_floor: None lets planted anomalies choose.
+    """
+
+    def __init__(
         self,
-        maps: Tensor,
-        foreground: Tensor | None = None,
+        polarity: Polarity = "both",
+        finish: Finish | None = None,
         *,
-        reduction: Reduction = "topk",
-        topk: float = 0.005,
-    ) -> Tensor:
-        """One score an image (N,), by the detector's own reduction."""
-        return reduce_maps(maps, reduction, topk=topk, foreground=foreground)
+        limits: Limits | None = None,
+        scale_floor: float | None = None,
+    ) -> None:
+        super().__init__(polarity, finish, limits=limits)
+        self.scale_floor = scale_floor
 
-    def _standardised(
-        self, folds: Sequence[Moments], trials: Sequence[_Trial], granularity: Standardise, scale_floor: float | None
-    ) -> tuple[float, Standardisation]:
-        """The scale floor and the local z-score that it belongs to, fitted on all folds.
+    def settings(self) -> dict[str, Any]:
+        """What was given or chosen, as plain values."""
+        assert self.standardisation_ is not None
+        chosen = {"scale_floor": self.scale_floor_, "standardise": str(self.standardisation_.granularity)}
+        return {**super().settings(), **chosen}
 
-        A floor must earn its place. One that is not given is the smallest whose maps of the held-out ``trials``,
-        standardised by the other folds, show the planted anomalies as well as the best one's do (average precision over
-        foreground pixels, to within a standard error of the difference over folds). A single fold cannot be held out.
+    @property
+    def _chooses(self) -> bool:
+        return self.finish is None or self.scale_floor is None
+
+    def _decide(self, learnt: Learnt, planted: Sequence[PlantedImages], size: Sequence[int]) -> None:
+        """The finish at the usual floor, the floor, then the width and the reduction that go with it."""
+        folds = learnt.moments
+        self.finish_ = self.finish or Finish.usual(size)
+        floor = SCALE_FLOOR if self.scale_floor is None else self.scale_floor
+        if planted:
+            trials = Trials(planted, lambda floor: self._z_scores(learnt, floor), self._sign)
+            if self.finish is None:
+                self.finish_ = choose_map(trials, self.finish_, floor, self.limits, self.forms)
+            if self.scale_floor is None:
+                floor = self._floor(trials)
+            if self.finish is None:
+                self.finish_ = choose_width(trials, self.finish_, floor)
+            self._conclude(trials, floor)
+        self.scale_floor_ = floor
+        self.standardisation_ = fit_standardisation(folds, "map", scale_floor=floor)
+
+    def _floor(self, trials: Trials) -> float:
+        """The smallest floor that shows the planted anomalies as well as the best one does: it must earn its place.
+
+        To within a standard error of the difference over folds.
         """
-        if scale_floor is None and len(folds) < 2:
-            scale_floor = SCALE_FLOOR
-        if scale_floor is not None:
-            return scale_floor, fit_standardisation(folds, granularity, scale_floor=scale_floor)
-        found = {floor: fit_standardisation(folds, granularity, scale_floor=floor) for floor in SCALE_FLOORS}
         largest_first = sorted(SCALE_FLOORS, reverse=True)
-        shown = [self._shown(folds, trials, found[floor], floor) for floor in largest_first]
-        chosen = largest_first[last_as_good(shown)]
-        return chosen, found[chosen]
+        return largest_first[last_as_good([trials.pixel_ap(self.finish_, floor) for floor in largest_first])]
 
-    def _shown(
-        self, folds: Sequence[Moments], trials: Sequence[_Trial], chosen: Standardisation, floor: float
-    ) -> list[float]:
-        """Average precision of the planted anomalies of each fold, standardised by the others."""
-        shown = []
-        for k, trial in enumerate(trials):
-            others = Moments.sum_of(fold for j, fold in enumerate(folds) if j != k)
-            location, scale = fit_granularity(others, chosen.granularity, floor)
-            local = Standardisation(location.float(), scale.float(), chosen.granularity, {})
-            maps = self._finished(local(trial.errors)[0], trial.foreground)
-            inside = torch.ones_like(trial.masks) if trial.foreground is None else trial.foreground
-            shown.append(average_precision(trial.masks[inside].numpy(), maps[inside].cpu().numpy()) or 0.0)
-        return shown
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """Images of a fold with planted anomalies: raw errors (1, n, *S), masks and foreground (n, *S)."""
-
-    errors: Tensor
-    masks: Tensor
-    foreground: Tensor | None
+    def _z_scores(self, learnt: Learnt, floor: float) -> list[Tensor]:
+        """Errors of what is planted in each fold, standardised by the other folds."""
+        granularity = fit_standardisation(learnt.moments, "map", scale_floor=floor).granularity
+        found = []
+        for k, errors in enumerate(learnt.planted):
+            others = Moments.sum_of(fold for j, fold in enumerate(learnt.moments) if j != k)
+            location, scale = fit_granularity(others, granularity, floor)
+            found.append(Standardisation(location.float(), scale.float(), granularity, {})(errors))
+        return found
 
 
 class RawIntensity(Baseline):
@@ -147,146 +232,141 @@ class RawIntensity(Baseline):
 
     name = "raw intensity"
 
-    def fit(
-        self, normals: Tensor, groups: Sequence[object] | None = None, foreground: Tensor | None = None
-    ) -> RawIntensity:
-        """Remember the mean intensity of normal (foreground) pixels."""
-        _require(normals, self.name)
-        values = channel_mean(normals.float())
-        self.mean_ = float((values[foreground] if foreground is not None else values).double().mean())
-        return self
+    def _learn(
+        self, normals: Tensor, parts: Tensor, foreground: Tensor | None, planted: Sequence[PlantedImages]
+    ) -> Learnt:
+        """The mean intensity of normal (foreground) pixels, by channel."""
+        values = normals.float().movedim(1, 0)
+        inside = torch.ones_like(values[0], dtype=torch.bool) if foreground is None else foreground
 
-    def _signed(self, images: Tensor) -> Tensor:
-        return channel_mean(images) - self.mean_
+        def mean_of(rows: Tensor) -> Tensor:
+            return torch.stack([channel[rows][inside[rows]].double().mean() for channel in values]).float()
+
+        self.mean_ = mean_of(parts >= 0)
+        labels = parts.unique().tolist()
+        means = [mean_of(parts != labels[k]) for k in range(len(planted))]
+        return Learnt([_above(found.images, mean) for found, mean in zip(planted, means, strict=True)])
+
+    def _errors(self, images: Tensor) -> Tensor:
+        return _above(images, self.mean_)
 
 
 class BlurResidual(Baseline):
-    """The image minus its own Gaussian blur of ``blur_px``: what stands out from its neighbourhood."""
+    """The image minus its own Gaussian blur: what stands out from its neighbourhood.
+
+    Args:
+        blur_px: standard deviation of the blur; None takes a sixteenth of the shortest side (8 px of 128).
+    """
 
     name = "blur residual"
 
     def __init__(
         self,
         polarity: Polarity = "both",
-        smooth_px: float = 0.0,
+        finish: Finish | None = None,
         *,
-        magnitude_first: bool = False,
-        blur_px: float = 8.0,
+        blur_px: float | None = None,
     ) -> None:
-        super().__init__(polarity, smooth_px, magnitude_first=magnitude_first)
+        super().__init__(polarity, finish)
         self.blur_px = blur_px
 
-    def fit(
-        self, normals: Tensor, groups: Sequence[object] | None = None, foreground: Tensor | None = None
-    ) -> BlurResidual:
-        """There is nothing to learn."""
-        return self
+    def settings(self) -> dict[str, Any]:
+        """What was given or chosen, as plain values."""
+        return {**super().settings(), "blur_px": self.blur_px_}
 
-    def _signed(self, images: Tensor) -> Tensor:
-        values = channel_mean(images)
-        return values - smooth_spatial(values, self.blur_px, range(1, values.ndim))
+    def _learn(
+        self, normals: Tensor, parts: Tensor, foreground: Tensor | None, planted: Sequence[PlantedImages]
+    ) -> Learnt:
+        """There is nothing to learn but how large an image is."""
+        self.blur_px_ = BLUR_SHARE * min(normals.shape[2:]) if self.blur_px is None else self.blur_px
+        return Learnt([self._errors(found.images) for found in planted])
+
+    def _errors(self, images: Tensor) -> Tensor:
+        values = images.float().movedim(1, 0)
+        return values - smooth_spatial(values, self.blur_px_, range(2, values.ndim))
 
 
-class IntensityZScore(Baseline):
-    """(x - mean of normals there) / (their standard deviation there).
-
-    The local width is chosen on held-out groups, and so is ``scale_floor`` where it is None.
-    """
+class IntensityZScore(StandardisedBaseline):
+    """(x - mean of normals there) / (their standard deviation there)."""
 
     name = "intensity z-score"
 
-    def __init__(
-        self,
-        polarity: Polarity = "both",
-        smooth_px: float = 0.0,
-        *,
-        magnitude_first: bool = False,
-        scale_floor: float | None = None,
-    ) -> None:
-        super().__init__(polarity, smooth_px, magnitude_first=magnitude_first)
-        self.scale_floor = scale_floor
+    def _learn(
+        self, normals: Tensor, parts: Tensor, foreground: Tensor | None, planted: Sequence[PlantedImages]
+    ) -> Learnt:
+        """The moments of normal intensity, by fold."""
+        values = self._errors(normals)
+        moments = [_moments(values, parts == k, foreground) for k in parts.unique().tolist()]
+        return Learnt([self._errors(found.images) for found in planted], moments)
 
-    def fit(
-        self, normals: Tensor, groups: Sequence[object] | None = None, foreground: Tensor | None = None
-    ) -> IntensityZScore:
-        """Fit the local mean and standard deviation of normal intensity."""
-        _require(normals, self.name)
-        values = channel_mean(normals.float())[None]
-        parts = _folds(len(normals), groups)
-        labels = parts.unique().tolist()
-        folds = [_moments(values, parts == k, foreground) for k in labels]
-        trials = []
-        if self.scale_floor is None:
-            for found in _planted_folds(normals, parts, foreground, self.polarity):
-                trials.append(_Trial(channel_mean(found.images)[None], found.masks, found.foreground))
-        self.scale_floor_, self.standardisation_ = self._standardised(folds, trials, "map", self.scale_floor)
-        return self
-
-    def _signed(self, images: Tensor) -> Tensor:
-        return self.standardisation_(channel_mean(images)[None])[0]
+    def _errors(self, images: Tensor) -> Tensor:
+        return images.float().movedim(1, 0)
 
 
-class PCAResidual(Baseline):
+class PCAResidual(StandardisedBaseline):
     """What the first ``components`` principal components of the normals do not explain, as a local z-score.
 
-    The errors that fit the z-score come from components of the other folds, as a new image's errors do. Its local width
-    is chosen on held-out groups, and so is ``scale_floor`` where it is None.
+    The errors that fit the z-score come from components of the other folds, as a new image's errors do.
     """
-
-    name = "PCA residual"
 
     def __init__(
         self,
         polarity: Polarity = "both",
-        smooth_px: float = 0.0,
+        finish: Finish | None = None,
         *,
-        magnitude_first: bool = False,
-        components: int = 10,
+        limits: Limits | None = None,
         scale_floor: float | None = None,
+        components: int = 30,
     ) -> None:
-        super().__init__(polarity, smooth_px, magnitude_first=magnitude_first)
-        self.scale_floor = scale_floor
+        super().__init__(polarity, finish, limits=limits, scale_floor=scale_floor)
         self.components = components
         self.name = f"PCA({components}) residual"
 
-    def fit(
-        self, normals: Tensor, groups: Sequence[object] | None = None, foreground: Tensor | None = None
-    ) -> PCAResidual:
-        """Fit the components on all normals, and the local scale of their held-out residuals."""
-        _require(normals, self.name)
+    def settings(self) -> dict[str, Any]:
+        """What was given or chosen, as plain values."""
+        return {**super().settings(), "components": self.components}
+
+    def _learn(
+        self, normals: Tensor, parts: Tensor, foreground: Tensor | None, planted: Sequence[PlantedImages]
+    ) -> Learnt:
+        """The components of all normals, and the moments of held-out residuals, by fold."""
         flat = normals.float().flatten(1)
-        parts = _folds(len(normals), groups)
         centred = flat - flat.mean(dim=0)
         kept = torch.linspace(0, len(flat) - 1, min(len(flat), PCA_IMAGES)).round().long()
         gram = (centred[kept] @ centred[kept].T).double()
         moments, trials = [], []
         labels = parts.unique().tolist()
-        plants = _planted_folds(normals, parts, foreground, self.polarity) if self.scale_floor is None else []
         for place, fold in enumerate(labels):
             others = parts[kept] != fold if len(labels) > 1 else torch.ones_like(kept, dtype=torch.bool)
             model = _principal_axes(flat, kept[others], gram[others][:, others], self.components)
             held_out = parts == fold
             errors = _unexplained(normals[held_out], *model)
-            moments.append(_moments(errors[None], None, foreground[held_out] if foreground is not None else None))
-            if plants:
-                found = plants[place]
-                trials.append(_Trial(_unexplained(found.images, *model)[None], found.masks, found.foreground))
+            moments.append(_moments(errors, None, foreground[held_out] if foreground is not None else None))
+            if place < len(planted):
+                trials.append(_unexplained(planted[place].images, *model))
         self.model_ = _principal_axes(flat, kept, gram, self.components)
-        self.scale_floor_, self.standardisation_ = self._standardised(moments, trials, "map", self.scale_floor)
-        return self
+        return Learnt(trials, moments)
 
-    def _signed(self, images: Tensor) -> Tensor:
-        return self.standardisation_(_unexplained(images, *self.model_)[None])[0]
+    def _errors(self, images: Tensor) -> Tensor:
+        return _unexplained(images, *self.model_)
 
 
-def standard_baselines(polarity: Polarity, smooth_px: float, *, magnitude_first: bool = False) -> list[Baseline]:
+def standard_baselines(
+    polarity: Polarity, finish: Finish | None = None, *, limits: Limits | None = None
+) -> list[Baseline]:
     """The four of every table, unfitted: raw intensity, blur residual, intensity z-score, PCA(30) residual."""
     return [
-        RawIntensity(polarity, smooth_px, magnitude_first=magnitude_first),
-        BlurResidual(polarity, smooth_px, magnitude_first=magnitude_first),
-        IntensityZScore(polarity, smooth_px, magnitude_first=magnitude_first),
-        PCAResidual(polarity, smooth_px, magnitude_first=magnitude_first, components=30),
+        RawIntensity(polarity, finish),
+        BlurResidual(polarity, finish),
+        IntensityZScore(polarity, finish, limits=limits),
+        PCAResidual(polarity, finish, limits=limits, components=30),
     ]
+
+
+def _above(images: Tensor, means: Tensor) -> Tensor:
+    """Images minus a mean a channel; (N, C, *S) -> (C, N, *S)."""
+    values = images.float().movedim(1, 0)
+    return values - means.to(values.device).reshape(-1, *[1] * (values.ndim - 1))
 
 
 def _principal_axes(flat: Tensor, rows: Tensor, gram: Tensor, components: int) -> tuple[Tensor, Tensor]:
@@ -301,9 +381,9 @@ def _principal_axes(flat: Tensor, rows: Tensor, gram: Tensor, components: int) -
 
 
 def _unexplained(images: Tensor, mean: Tensor, axes: Tensor) -> Tensor:
-    """Images minus their projection, mean over channels; (N, C, *S) -> (N, *S)."""
+    """Images minus their projection; (N, C, *S) -> (C, N, *S)."""
     centred = images.float().flatten(1) - mean
-    return channel_mean((centred - (centred @ axes) @ axes.T).reshape(images.shape))
+    return (centred - (centred @ axes) @ axes.T).reshape(images.shape).movedim(1, 0)
 
 
 def _moments(errors: Tensor, chosen: Tensor | None, foreground: Tensor | None) -> Moments:
@@ -318,32 +398,3 @@ def _moments(errors: Tensor, chosen: Tensor | None, foreground: Tensor | None) -
 def _folds(count: int, groups: Sequence[object] | None) -> Tensor:
     labels = [str(group) for group in (groups if groups is not None else range(count))]
     return torch.tensor(assign_parts(labels, [1.0] * FOLDS))
-
-
-def _planted_folds(
-    normals: Tensor, parts: Tensor, foreground: Tensor | None, polarity: Polarity
-) -> list[PlantedImages]:
-    """A few normals a fold, evenly spaced, with planted anomalies, foreign tissue being that of the other folds.
-
-    In the order of the folds' labels.
-    """
-    labels = parts.unique().tolist()
-    known = Normals(normals, tuple(map(str, range(len(normals)))), foreground)
-    most = PLANTED_IMAGES // len(labels)
-    folds = {fold: (parts == fold).nonzero()[:, 0] for fold in labels}
-    rows = {fold: found[_evenly(len(found), most)] for fold, found in folds.items()}
-    planted = []
-    for fold in labels:
-        others = torch.cat([rows[other] for other in labels if other != fold] or [rows[fold]])
-        planted.append(PlantedImages.in_turn(known.take(rows[fold]), polarity, known.take(others)))
-    return planted
-
-
-def _evenly(count: int, most: int) -> Tensor:
-    """At most so many row numbers below ``count``, evenly spaced."""
-    return torch.linspace(0, count - 1, min(count, most)).round().long()
-
-
-def _require(normals: Tensor, name: str) -> None:
-    if len(normals) < 2:
-        raise DataError(f"{name}: expected at least 2 normal images to fit on, found {len(normals)}")

@@ -21,9 +21,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anodiff.anomaly.baselines import Baseline
+from anodiff.anomaly.baseline_choice import Finish, Form
+from anodiff.anomaly.baselines import Baseline, Learnt
+from anodiff.anomaly.planted import PlantedImages
 from anodiff.anomaly.residuals import Polarity, channel_mean
-from anodiff.anomaly.smoothing import resize_linear, smooth_maps
+from anodiff.anomaly.smoothing import resize_linear
 from anodiff.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ class FeatureMemory(Baseline):
 
     Args:
         features: see :func:`encoder_features` and :func:`timm_features`.
-        polarity, smooth_px: as for every baseline.
+        polarity, finish: as for every baseline; the width and the reduction are all there is to choose.
         name: of the row in a table.
         nfe: network calls an image that the features cost.
         share, cap: of the candidate patches that the memory keeps, and how many at most.
@@ -61,11 +63,15 @@ class FeatureMemory(Baseline):
         memory_: (M, K) float32, the patches that are kept; brightness_: (M,), their mean intensity.
     """
 
+    # a distance is an amount, and its memory is filled twice, not five times
+    forms: tuple[Form, ...] = ("signed",)
+    held_out = 1
+
     def __init__(
         self,
         features: Features,
         polarity: Polarity = "both",
-        smooth_px: float = 0.0,
+        finish: Finish | None = None,
         *,
         name: str = "feature memory",
         nfe: int = 0,
@@ -80,22 +86,31 @@ class FeatureMemory(Baseline):
                 "feature memory: expected 0 < share <= 1, cap >= 1 and neighbours >= 1, "
                 f"found {share}, {cap} and {neighbours}"
             )
-        super().__init__(polarity, smooth_px)
+        super().__init__(polarity, finish)
         self.features, self.name, self.nfe = features, name, nfe
         self.share, self.cap, self.neighbours = share, cap, neighbours
         self.device, self.seed = torch.device(device), seed
 
-    def fit(
-        self, normals: Tensor, groups: Sequence[object] | None = None, foreground: Tensor | None = None
-    ) -> FeatureMemory:
-        """Fill the memory: candidates by chance, alike many an image; their channels on one scale; the coreset of them.
+    def _learn(
+        self, normals: Tensor, parts: Tensor, foreground: Tensor | None, planted: Sequence[PlantedImages]
+    ) -> Learnt:
+        """The memory of all normals; errors of what is planted in a fold by a memory of the others."""
+        found = []
+        for fold, images in zip(parts.unique().tolist(), planted, strict=False):
+            others = (parts != fold).nonzero()[:, 0].tolist()
+            self._fill(normals, foreground, others)
+            found.append(self._errors(images.images))
+        self._fill(normals, foreground, list(range(len(normals))))
+        return Learnt(found)
 
-        Patches that lie more than half outside the foreground are not stored. Raises DataError for fewer than 2 images,
-        or where none has a foreground.
+    def _fill(self, normals: Tensor, foreground: Tensor | None, known: list[int]) -> None:
+        """Candidates by chance, alike many an image; their channels on one scale; the coreset of them.
+
+        Patches that lie more than half outside the foreground are not stored. Raises DataError where no image has a
+        foreground.
         """
-        if len(normals) < 2:
-            raise DataError(f"{self.name}: expected at least 2 normal images to fit on, found {len(normals)}")
-        rows = torch.linspace(0, len(normals) - 1, min(len(normals), MEMORY_IMAGES)).round().long().tolist()
+        places = torch.linspace(0, len(known) - 1, min(len(known), MEMORY_IMAGES)).round().long().tolist()
+        rows = [known[place] for place in places]
         generator = torch.Generator().manual_seed(self.seed)
         quota = math.ceil(MEMORY_PATCHES / len(rows))
         patches, brightness = [], []
@@ -105,8 +120,8 @@ class FeatureMemory(Baseline):
             if inside is not None:
                 kept = _by_area(inside.float()[:, None], self._grid).flatten(1).cpu() >= 0.5
             for row in range(len(images)):
-                places = kept[row].nonzero()[:, 0]
-                chosen = places[torch.randperm(len(places), generator=generator)[:quota]]
+                inner = kept[row].nonzero()[:, 0]
+                chosen = inner[torch.randperm(len(inner), generator=generator)[:quota]]
                 patches.append(found[row, chosen.to(found.device)])
                 brightness.append(bright[row, chosen.to(bright.device)])
         candidates = torch.cat(patches)
@@ -121,15 +136,15 @@ class FeatureMemory(Baseline):
         self.brightness_ = torch.cat(brightness)[chosen]
         count = min(self.neighbours, len(self.memory_))
         self.near_ = torch.cat([d.topk(count, largest=False).indices for d in _distances(self.memory_, self.memory_)])
-        return self
 
-    def _signed(self, images: Tensor) -> Tensor:
+    def _errors(self, images: Tensor) -> Tensor:
         maps = [self._distance_maps(part) for part, _ in _chunks(images, None, list(range(len(images))))]
-        return torch.cat(maps).to(images.device)
+        return torch.cat(maps)[None].to(images.device)
 
-    def _finished(self, signed: Tensor, foreground: Tensor | None) -> Tensor:
-        """A distance is an amount, and a declared sign is in it already."""
-        return smooth_maps(signed, self.smooth_px, foreground)
+    @property
+    def _sign(self) -> Polarity:
+        """A declared sign is in the distances already."""
+        return "both"
 
     def _distance_maps(self, images: Tensor) -> Tensor:
         """Distances (n, *S) of images (n, C, *S), 0 where a patch differs in the direction that is not declared."""

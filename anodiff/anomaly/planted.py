@@ -1,4 +1,4 @@
-"""Normals with anomalies planted in them: what a tuning, and a baseline's scale floor, are measured on.
+"""Normals with anomalies planted in them: what a tuning, and the choices of a baseline, are measured on.
 
 What is planted in is held out: foreign tissue comes from ``donors`` of other groups, and whatever is measured was
 fitted on other groups too.
@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from anodiff.anomaly.planting import kinds_for, plant
+from anodiff.anomaly.planting import plant
 from anodiff.anomaly.residuals import Polarity
 
 #: the name of images without an anomaly, among the kinds
 CLEAN = ""
+#: size classes of a kind's anomalies, of as many each
+SIZES = 3
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,23 @@ class PlantedImages:
         """Images with an anomaly; they are the first."""
         return sum(kind != CLEAN for kind in self.kinds)
 
+    def cells(self, sizes: int = SIZES) -> dict[str, list[list[int]]]:
+        """By kind the row numbers of its images in classes of anomalous area, smallest first, each class as large.
+
+        A precision that pools all pixels of a kind is decided by its few largest anomalies: radii are log-uniform, so
+        that the largest third of them holds some nine tenths of the anomalous pixels. Within a class areas are alike,
+        and pixels are pooled as a table does; the classes then weigh the same, since nobody knows which size of
+        anomaly will come. A kind of fewer images than classes has as many classes as images.
+        """
+        areas = self.masks.flatten(1).sum(dim=1).tolist()
+        found: dict[str, list[list[int]]] = {}
+        for kind in dict.fromkeys(kind for kind in self.kinds if kind != CLEAN):
+            rows = sorted((n for n, name in enumerate(self.kinds) if name == kind), key=lambda n: areas[n])
+            count = min(sizes, len(rows))
+            ends = [len(rows) * k // count for k in range(count + 1)]
+            found[kind] = [rows[low:high] for low, high in pairwise(ends)]
+        return found
+
     @classmethod
     def of(cls, normals: Normals, kinds: Sequence[str], seed: int, polarity: Polarity, donors: Tensor) -> PlantedImages:
         """Each kind in each normal, less those in which nothing visible could be planted, and the same normals clean.
@@ -87,22 +107,3 @@ class PlantedImages:
             (*names, *[CLEAN] * len(normals)),
             every.groups,
         )
-
-    @classmethod
-    def in_turn(cls, normals: Normals, polarity: Polarity, donors: Normals, seed: int = 0) -> PlantedImages:
-        """One anomaly in each normal, the kinds that fit the polarity taking turns; in the normals' order and device.
-
-        Nothing depends on what lies outside the foreground. Where nothing visible could be planted the mask is empty.
-        """
-        kinds = kinds_for(polarity)
-        images, inside = normals.inside().clone(), normals.foreground
-        tissue = donors.inside()
-        masks = torch.zeros(len(normals), *images.shape[2:], dtype=torch.bool)
-        for turn, kind in enumerate(kinds):
-            own = slice(turn, None, len(kinds))
-            where = None if inside is None else inside[own]
-            images[own], masks[own] = plant(images[own], where, kind, seed, polarity, tissue)
-        if inside is not None:
-            images = torch.where(inside[:, None].cpu(), images, normals.images.float().cpu())
-        names = tuple(kinds[n % len(kinds)] for n in range(len(normals)))
-        return cls(images.to(normals.images.device), masks, inside, names, normals.groups)

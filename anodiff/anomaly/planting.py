@@ -4,14 +4,17 @@ Five kinds, each a change x -> x' inside a random region of the foreground:
 
 - ``foreign``: the same place of another image, blended in by a share of 0.5 to 1 (foreign patch interpolation, Tan et
   al. 2020);
-- ``blob``: everything brighter or darker by 0.5 to 3 spreads (log-uniform), by the declared polarity;
-- ``texture``: the fine detail replaced by that of another place, at a standard deviation of 0.25 to 1 spread;
-- ``deform``: the contents moved by 0.3 to 0.6 radii (1 px at least), smoothly, nothing torn;
+- ``blob``: everything brighter or darker by 0.2 to 3 spreads (log-uniform), by the declared polarity;
+- ``texture``: the fine detail replaced by that of another place, at a standard deviation of 0.1 to 1 spread;
+- ``deform``: the contents moved by 0.3 to 0.6 of the shortest radius (1 px at least, if that tears nothing), smoothly;
 - ``cutpaste``: a box from another place of the same image, unchanged (CutPaste, Li et al. 2021).
 
 A spread is the standard deviation of the image's foreground intensities. Regions are ellipsoids (``cutpaste``: boxes),
-turned at random, with sides 0.7 to 1.4 of a radius that is log-uniform between 2 px and that of a ball as large as a
-quarter of the foreground, and an edge of 1 px to half the radius.
+turned at random. Nobody knows how large and how long the anomalies will be that are to come, from a speck to a missing
+half and from a spot to a crack, so every octave of size is as likely: the radius (that of a ball as large) is
+log-uniform between 2 px and that of half the foreground, the longest over the shortest side log-uniform between 1 and
+4. The edge is 1 px to half the radius wide. A size is given up for another only where the foreground has no room for it
+or nothing of the change can be seen.
 """
 
 from __future__ import annotations
@@ -35,23 +38,27 @@ Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 SMALLEST_RADIUS = 2.0
-LARGEST_SHARE = 0.25
-ASPECT = 1.4
+LARGEST_SHARE = 0.5
+ASPECT = 4.0
 BLEND = (0.5, 1.0)
-BLOB_SPREADS = (0.5, 3.0)
-TEXTURE_SPREADS = (0.25, 1.0)
+# down to what is hardly seen: if all are easy, all settings show them and nothing is chosen by them
+BLOB_SPREADS = (0.2, 3.0)
+TEXTURE_SPREADS = (0.1, 1.0)
 #: fine detail is what a Gaussian of so many px (log-uniform) takes away
 DETAIL_PX = (0.7, 1.5)
 MOVE_RADII = (0.3, 0.6)
+#: a longer move, in shortest radii, would fold the image
+LONGEST_MOVE = 0.65
 #: a pixel counts as anomalous where the change, averaged over about 1 px, is above this share of the spread
 VISIBLE = 0.1
 #: least spread, in units of the [-1, 1] data: a flat image still gets blobs that can be seen
 LEAST_SPREAD = 0.02
 #: the least share of a region's volume that must lie in the foreground; what lies outside is left alone
 LEAST_INSIDE = 0.6
-#: fewest anomalous pixels of an anomaly, and how many random regions are tried for it
+#: fewest anomalous pixels of an anomaly, how many random sizes are tried for it, and how many places for each
 LEAST_PIXELS = 4
 TRIES = 12
+PLACES = 8
 
 
 @dataclass(frozen=True)
@@ -68,10 +75,10 @@ class _Scene:
 
 @dataclass(frozen=True)
 class _Region:
-    """Centre and radius in px; distance (*S) from the centre, 1 at the border; weight (*S) in [0, 1], 0 outside."""
+    """Centre and shortest radius in px; distance (*S) from the centre, 1 at the border; weight (*S) in [0, 1]."""
 
     centre: NDArray[np.int64]
-    radius: float
+    shortest: float
     distance: Array
     weight: Array
 
@@ -153,25 +160,39 @@ def _planted(scene: _Scene, kind: str) -> tuple[Array, Mask] | None:
 
 
 def _region(scene: _Scene, box: bool) -> _Region | None:
-    """A random region about a foreground pixel; None where too much of it lies outside."""
-    rng, size = scene.rng, scene.inside.shape
-    rank = len(size)
+    """A region of random size and shape, at the first of a few random places with room for it; None without one."""
+    rank = scene.inside.ndim
     ball = math.pi if rank == 2 else 4.0 / 3.0 * math.pi
     largest = max(SMALLEST_RADIUS, (LARGEST_SHARE * int(scene.inside.sum()) / ball) ** (1 / rank))
-    radius = _log_uniform(rng, (SMALLEST_RADIUS, largest))
-    stretch = np.exp(rng.uniform(-1, 1, rank) * math.log(ASPECT))
-    stretch /= stretch.prod() ** (1 / rank)
+    radius = _log_uniform(scene.rng, (SMALLEST_RADIUS, largest))
+    # of the volume of that ball, whichever of both it is
+    stretch = _stretch(scene.rng, rank) * ((ball / 2.0**rank) ** (1 / rank) if box else 1.0)
+    for _ in range(PLACES):
+        region = _placed(scene, radius, stretch, box)
+        if ((region.distance < 1) & scene.inside).sum() >= LEAST_INSIDE * ball * radius**rank:
+            return region
+    return None
+
+
+def _stretch(rng: np.random.Generator, rank: int) -> NDArray[np.float64]:
+    """Half-axes of a unit volume: the longest over the shortest log-uniform up to ASPECT, others between."""
+    between = rng.uniform(-0.5, 0.5, rank - 2)
+    found = np.exp(np.array([-0.5, *between, 0.5]) * rng.uniform(0, math.log(ASPECT)))
+    return found / found.prod() ** (1 / rank)
+
+
+def _placed(scene: _Scene, radius: float, stretch: NDArray[np.float64], box: bool) -> _Region:
+    """The region about a random foreground pixel, turned at random."""
+    rng, size = scene.rng, scene.inside.shape
+    rank = len(size)
     turned, _ = np.linalg.qr(rng.normal(size=(rank, rank)))
     centre = _foreground_pixel(scene)
     offsets = np.stack(np.meshgrid(*(np.arange(n) - c for n, c in zip(size, centre, strict=True)), indexing="ij"))
     along = np.tensordot(turned / (radius * stretch[:, None]), offsets, axes=1)
     distance = np.abs(along).max(0) if box else np.sqrt((along * along).sum(0))
-    volume = (2.0**rank if box else ball) * radius**rank
-    if ((distance < 1) & scene.inside).sum() < LEAST_INSIDE * volume:
-        return None
     edge = 1.0 if box else rng.uniform(1.0, max(1.0, radius / 2))
     weight = ((1.0 - distance) * (radius / edge) + 0.5).clip(0.0, 1.0) * scene.inside
-    return _Region(centre, radius, distance.astype(np.float32), weight.astype(np.float32))
+    return _Region(centre, radius * stretch.min(), distance.astype(np.float32), weight.astype(np.float32))
 
 
 def _visible(scene: _Scene, image: Array, region: _Region) -> Mask:
@@ -213,10 +234,10 @@ def _texture(scene: _Scene, region: _Region) -> Array:
 def _deform(scene: _Scene, region: _Region) -> Array:
     from scipy import ndimage
 
-    length = max(1.0, scene.rng.uniform(*MOVE_RADII) * region.radius)
+    length = min(max(1.0, scene.rng.uniform(*MOVE_RADII) * region.shortest), LONGEST_MOVE * region.shortest)
     direction = scene.rng.normal(size=region.distance.ndim)
     direction *= length / np.sqrt((direction * direction).sum())
-    # 1 in the middle, 0 from the border on, its slope at most 1.54 / radius: no fold up to 0.65 radii
+    # 1 in the middle, 0 from the border on, its slope at most 1.54 / shortest radius: no fold up to 0.65 of that
     profile = (1.0 - region.distance**2).clip(min=0) ** 2
     grid = np.stack(np.meshgrid(*(np.arange(n) for n in region.distance.shape), indexing="ij"))
     source = grid - direction.reshape(-1, *[1] * profile.ndim) * profile

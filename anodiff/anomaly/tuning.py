@@ -1,11 +1,12 @@
 """Tuning without labels: the settings that best show anomalies planted into normal images, under a budget of calls.
 
-Each candidate is measured by its pixel average precision (AP), averaged over the kinds of planted anomaly. The search
-goes uphill from the present settings (levels by forward selection; smoothing, fusion, standardisation one at a time),
-once for every residual, and for a noise family that promises more. What it finds is held against the present settings
-by a bootstrap over groups: it is taken only where it gains more than a standard error, and then every slot that does
-not earn a standard error goes back to its present value. So noise is not mistaken for a better setting, and nothing
-changes without a reason.
+Each candidate is measured by its pixel average precision (AP), averaged over the kinds of planted anomaly and over
+three classes of size: pooled over all sizes, the few largest anomalies would choose alone (see
+:meth:`anodiff.anomaly.planted.PlantedImages.cells`). The search goes uphill from the present settings (levels by
+forward selection; smoothing, fusion, standardisation one at a time), once for every residual, and for a noise family
+that promises more. What it finds is held against the present settings by a bootstrap over groups: it is taken only
+where it gains more than a standard error, and then every slot that does not earn a standard error goes back to its
+present value. So noise is not mistaken for a better setting, and nothing changes without a reason.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from anodiff.anomaly.groups import assign_parts
 from anodiff.anomaly.planted import Normals, PlantedImages
 from anodiff.anomaly.planting import kinds_for
 from anodiff.anomaly.presets import resolve
+from anodiff.anomaly.reduce import Reduction
 from anodiff.anomaly.settings import DetectorSettings
-from anodiff.anomaly.tuning_cache import FROM_DIFFERENCE, ErrorCache
+from anodiff.anomaly.tuning_cache import ErrorCache
+from anodiff.anomaly.tuning_grid import FROM_DIFFERENCE, REDUCTIONS
 from anodiff.anomaly.tuning_measure import Measure, map_key, mean, standard_error
 from anodiff.anomaly.tuning_noise import TrainedNoise, families
 from anodiff.anomaly.tuning_search import Search, with_slots
@@ -36,7 +39,6 @@ SAME_LEVEL = math.log(1.15)
 MOST_LEVELS = 64
 #: at how many levels (every third) another noise family is tried first
 PROBE = 3
-REDUCTIONS = (("mean", 0.005), ("max", 0.005), ("topk", 0.001), ("topk", 0.005), ("topk", 0.02), ("topk", 0.1))
 #: fewest normals (and groups of them) to plant in, and groups to learn the normal error from
 LEAST_IMAGES, LEAST_GROUPS, LEAST_FIT_GROUPS = 8, 4, 2
 
@@ -47,7 +49,7 @@ class Candidate:
 
     Attributes:
         name, settings; nfe: calls an image.
-        ap, error: pixel AP averaged over kinds (of reductions: image AP), and its standard error.
+        ap, error: pixel AP averaged over kinds and sizes (of reductions: image AP over kinds), and its standard error.
         by_kind: AP by kind.
         gain, gain_error: AP above the present settings', and the standard error of that difference.
         verdict: what became of it.
@@ -142,7 +144,7 @@ def tune(
             one level.
     """
     name, present = resolve(base, getattr(model, "config", None))
-    if present.refine is not None or present.error_maps != len(present.levels):
+    if present.refine is not None or present.fusion == "images" or present.error_maps != len(present.levels):
         raise ConfigError(f"tune: expected a preset with one error map a level, found {name!r} with others")
     normals, fit = _parts(normals, fit, seed)
     wanted = tuple(dict.fromkeys(kinds_for(present.polarity) if kinds is None else kinds))
@@ -267,7 +269,7 @@ def _reduced(
     choices = list(dict.fromkeys([present, *REDUCTIONS]))
     found = {choice: measure.image_ap(scores) for choice, scores in measure.cache.scores(chosen, choices).items()}
 
-    def gain(choice: tuple[str, float]) -> tuple[float, float]:
+    def gain(choice: tuple[Reduction, float]) -> tuple[float, float]:
         (ours, draws), (theirs, other_draws) = found[choice], found[present]
         return mean(ours) - mean(theirs), standard_error(draws - other_draws)
 

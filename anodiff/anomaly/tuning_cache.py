@@ -21,16 +21,15 @@ from anodiff.anomaly.fusion import fuse
 from anodiff.anomaly.groups import assign_parts
 from anodiff.anomaly.planted import Normals, PlantedImages
 from anodiff.anomaly.presets import change
-from anodiff.anomaly.reduce import reduce_maps
+from anodiff.anomaly.reduce import Reduction, reduce_maps
 from anodiff.anomaly.residuals import Polarity, apply_polarity, residual
 from anodiff.anomaly.settings import DetectorSettings
 from anodiff.anomaly.smoothing import smooth_maps
 from anodiff.anomaly.standardise import Moments, Standardisation, fit_granularity, fit_standardisation
+from anodiff.anomaly.tuning_grid import FROM_DIFFERENCE
 from anodiff.anomaly.tuning_noise import TrainedNoise, slots_of
 from anodiff.engine.progress import Progress
 
-#: residuals that follow from the stored difference of image and reconstruction
-FROM_DIFFERENCE = ("signed", "squared", "absolute")
 #: group-disjoint folds of the fitting normals, by which the granularity is chosen
 FOLDS = 4
 #: images whose maps are worked out at once
@@ -158,15 +157,15 @@ class ErrorCache:
         return np.stack(rows)
 
     def scores(
-        self, settings: DetectorSettings, reductions: Sequence[tuple[str, float]]
-    ) -> dict[tuple[str, float], Tensor]:
+        self, settings: DetectorSettings, reductions: Sequence[tuple[Reduction, float]]
+    ) -> dict[tuple[Reduction, float], Tensor]:
         """Image scores (M,) of all images, clean ones too, for each (reduction, topk)."""
-        found: dict[tuple[str, float], list[Tensor]] = {choice: [] for choice in reductions}
+        found: dict[tuple[Reduction, float], list[Tensor]] = {choice: [] for choice in reductions}
         for cut, maps in self._maps(settings, len(self.planted)):
             inside = self._inside[cut].to(maps.device) if self._masked else None
             for choice in reductions:
                 reduction, topk = choice
-                found[choice].append(reduce_maps(maps, reduction, topk=topk, foreground=inside).cpu())  # type: ignore[arg-type]
+                found[choice].append(reduce_maps(maps, reduction, topk=topk, foreground=inside).cpu())
         return {choice: torch.cat(parts) for choice, parts in found.items()}
 
     @property

@@ -1,4 +1,4 @@
-"""How good a candidate is: average precision (AP) on planted anomalies, by kind, and how far groups vary it.
+"""How good a candidate is: average precision (AP) on planted anomalies, by kind and size, and how far groups vary it.
 
 Resamples draw groups with replacement, the same draws for all candidates, so that the standard error of a difference
 is that of the same images seen twice.
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anodiff.anomaly.planted import CLEAN
+from anodiff.anomaly.planted import CLEAN, SIZES
 from anodiff.anomaly.settings import DetectorSettings
 from anodiff.anomaly.tuning_cache import ErrorCache
 from anodiff.engine.progress import Progress
@@ -31,19 +31,22 @@ Draws = NDArray[np.float64]
 class Measure:
     """AP of candidates on the images of a cache, each candidate worked out once.
 
-    ``kinds`` weigh the same, however many of their anomalies could be planted. ``progress`` counts the candidates.
+    ``kinds`` weigh the same, however many of their anomalies could be planted, and so do ``sizes`` classes of area
+    within a kind (see :meth:`PlantedImages.cells`): pixels are pooled among anomalies of one size only. With one class
+    all pixels of a kind are pooled. ``progress`` counts the candidates.
     """
 
-    def __init__(self, cache: ErrorCache, kinds: Sequence[str], seed: int) -> None:
+    def __init__(self, cache: ErrorCache, kinds: Sequence[str], seed: int, sizes: int = SIZES) -> None:
         self.cache, self.kinds = cache, tuple(kinds)
         self.progress = Progress(None, quiet=True)
         planted = cache.planted
-        names = planted.kinds[: planted.planted]
         starts = np.concatenate([[0], cache.ends])
-        self._pixels: dict[str, slice] = {}
-        for kind in self.kinds:
-            first = names.index(kind)
-            self._pixels[kind] = slice(int(starts[first]), int(starts[first + names.count(kind)]))
+        cells = planted.cells(sizes)
+        #: by kind, the numbers of the measured pixels of each size class
+        self._pixels: dict[str, list[NDArray[np.int64]]] = {
+            kind: [np.concatenate([np.arange(starts[row], starts[row + 1]) for row in rows]) for rows in cells[kind]]
+            for kind in self.kinds
+        }
         known = {group: n for n, group in enumerate(sorted(set(planted.groups)))}
         self._group = np.array([known[group] for group in planted.groups], dtype=np.int64)
         self._pixel_group = np.repeat(self._group[: planted.planted], np.diff(starts))
@@ -52,11 +55,11 @@ class Measure:
         self._draws: dict[str, Draws] = {}
 
     def value(self, settings: DetectorSettings) -> float:
-        """Pixel AP of planted anomalies, averaged over kinds."""
+        """Pixel AP of planted anomalies, averaged over kinds and sizes."""
         return mean(self.by_kind(settings))
 
     def by_kind(self, settings: DetectorSettings) -> dict[str, float]:
-        """Pixel AP by kind."""
+        """Pixel AP by kind, averaged over sizes."""
         key = map_key(settings)
         if key not in self._aps:
             self._aps[key] = self.pixel_ap(self.cache.values(settings))
@@ -68,7 +71,10 @@ class Measure:
         key = map_key(settings)
         if key not in self._draws:
             values, labels, groups = self.cache.values(settings), self.cache.labels, self._pixel_group
-            found = [resampled_ap(labels[c], values[c], groups[c], self._weights) for c in self._pixels.values()]
+            found = [
+                np.mean([resampled_ap(labels[c], values[c], groups[c], self._weights) for c in cells], axis=0)
+                for cells in self._pixels.values()
+            ]
             self._draws[key] = np.mean(found, axis=0)
         return self._draws[key]
 
@@ -77,9 +83,12 @@ class Measure:
         return self.value(ours) - self.value(theirs), standard_error(self.draws(ours) - self.draws(theirs))
 
     def pixel_ap(self, values: Values) -> dict[str, float]:
-        """AP by kind of map values at the measured pixels (P,)."""
+        """AP by kind, averaged over sizes, of map values at the measured pixels (P,)."""
         labels = self.cache.labels
-        return {kind: average_precision(labels[c], values[c]) or 0.0 for kind, c in self._pixels.items()}
+        return {
+            kind: math.fsum(average_precision(labels[c], values[c]) or 0.0 for c in cells) / len(cells)
+            for kind, cells in self._pixels.items()
+        }
 
     def of_levels(self, settings: DetectorSettings, alone: Values) -> dict[str, float]:
         """AP by kind of the mean of some levels' values (l, P), as :meth:`ErrorCache.level_values` gives them."""

@@ -9,12 +9,11 @@ import numpy as np
 
 from anodiff.anomaly.presets import change
 from anodiff.anomaly.settings import DetectorSettings
+from anodiff.anomaly.tuning_grid import smoothings
 from anodiff.anomaly.tuning_measure import Measure, mean
 from anodiff.anomaly.tuning_noise import SLOTS as NOISE_SLOTS
 from anodiff.errors import ConfigError
 
-#: px on the model grid; no more than an eighth of the image's shortest side
-SMOOTHINGS = (0.0, 1.0, 1.5, 2.5, 4.0, 6.0)
 FUSIONS = ("mean", "sqrt-mean", "max", "harmonic")
 STANDARDISES = ("auto", "map", "scalar", "none")
 #: times round the slots, at most
@@ -48,7 +47,7 @@ class Search:
     def options(self, slot: str) -> Sequence[Any]:
         """The values that a slot may take."""
         if slot == "smooth_px":
-            return [width for width in SMOOTHINGS if width <= min(self.cache.size) / 8]
+            return smoothings(self.cache.size)
         return {"residual": self.cache.residuals, "fusion": FUSIONS, "standardise": STANDARDISES}[slot]
 
     def variants(self, settings: DetectorSettings, slot: str) -> list[DetectorSettings]:

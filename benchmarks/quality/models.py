@@ -16,6 +16,8 @@ from anodiff.model import load
 from anodiff.pipelines import train
 from anodiff.training.checkpoint import differences
 
+#: keys of a recipe that change no weight, besides those that a resumed training may change
+WEIGHTLESS = ("name", "preprocess.max_pixels", "training.validate_every_images", "training.validation_images")
 #: what makes of a recipe the same one trained on other noise, or for another method: its own noise, a peer's due
 VARIANTS: dict[str, tuple[str, ...]] = {
     "coarse": (),
@@ -53,7 +55,9 @@ def trained(
     """The model file of a recipe: the one that is there, or a new one (resumed where a checkpoint is).
 
     At ``deadline`` (of ``time.monotonic``) a training stops with a checkpoint and raises typer.Exit. Ends the program
-    where the model that is there is of another recipe than the library's of today.
+    where the weights that are there come of another recipe than the library's of today. Both recipes are compared as
+    they were validated, so that a key newer than the model has its default in both; what changes no weight (presets,
+    calibration, polarity, how often is validated) may differ, and is the business of whoever scores with the model.
     """
     model = folder / "model.safetensors"
     if not model.exists():
@@ -63,6 +67,7 @@ def trained(
         return model
     wanted = load_config(name, overrides).model_dump(mode="json")
     changed = differences(load(model).config.model_dump(mode="json"), wanted)
+    changed = [text for text in changed if text.partition(":")[0] not in WEIGHTLESS]
     if changed:
         raise SystemExit(f"{model}: expected a model of the recipe {name}, found other settings ({'; '.join(changed)})")
     return model

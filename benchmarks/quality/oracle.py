@@ -17,8 +17,9 @@ from torch import Tensor
 from anodiff.anomaly import resolve
 from anodiff.anomaly.planted import PlantedImages
 from anodiff.anomaly.reduce import Reduction, reduce_maps
-from anodiff.anomaly.tuning import LEVELS, REDUCTIONS, climb, level_grid
-from anodiff.anomaly.tuning_cache import FROM_DIFFERENCE, ErrorCache
+from anodiff.anomaly.tuning import LEVELS, climb, level_grid
+from anodiff.anomaly.tuning_cache import ErrorCache
+from anodiff.anomaly.tuning_grid import FROM_DIFFERENCE, REDUCTIONS
 from anodiff.anomaly.tuning_measure import Measure, Values
 from anodiff.anomaly.tuning_noise import TrainedNoise, families
 from anodiff.anomaly.tuning_search import Search, with_slots
@@ -29,9 +30,9 @@ from anodiff.data.table import select
 from anodiff.errors import InputError
 from anodiff.files import write_json
 from anodiff.metrics.ranking import auroc
-from anodiff.model import DiffusionModel, load
-from anodiff.pipelines.calibrate import read_normals
-from anodiff.pipelines.common import drawn
+from anodiff.model import DiffusionModel
+from anodiff.pipelines.calibrate import OPEN_KEYS, read_normals
+from anodiff.pipelines.common import drawn, open_model
 from anodiff.pipelines.scoring import items_of_table, mask_of, resized_mask
 from anodiff.pipelines.tune import adopt, part
 
@@ -52,7 +53,7 @@ class ImageMeasure(Measure):
     """The AUROC of image scores in the place of the pixel AP, for sets without masks."""
 
     def __init__(self, cache: ErrorCache, labels: NDArray[np.bool_], reduction: Reduction, topk: float) -> None:
-        super().__init__(cache, [LABELLED], seed=0)
+        super().__init__(cache, [LABELLED], seed=0, sizes=1)
         self._labels, self._reduction, self._topk = labels, reduction, topk
 
     def pixel_ap(self, values: Values) -> dict[str, float]:
@@ -76,6 +77,7 @@ def run(
     fit_images: int,
     device: str = "auto",
     seed: int = 0,
+    overrides: list[str] | None = None,
     quiet: bool = False,
 ) -> None:
     """Chooses on the test images of ``data`` (at most ``images``), calibrates on its normals, writes a new model.
@@ -83,7 +85,7 @@ def run(
     The maps by pixel AP, or by the AUROC of image scores where there are no masks; then the reduction by that AUROC.
     What was chosen, and on how many images, is written beside it.
     """
-    model = load(model_path)
+    model = open_model(model_path, overrides, OPEN_KEYS)
     normals = read_normals(
         model, data, layout="auto", normal="", group_by="", allow_trained=False, seed=seed, quiet=quiet
     )
@@ -93,7 +95,7 @@ def run(
     grid = level_grid(present.levels, LEVELS)
     residuals = tuple(dict.fromkeys([present.residual, *FROM_DIFFERENCE]))
     cache = ErrorCache(model, present, fit, known.found, residuals, device=device, seed=seed, quiet=quiet)
-    measure: Measure = Measure(cache, [LABELLED], seed)
+    measure: Measure = Measure(cache, [LABELLED], seed, sizes=1)
     if not known.has_masks:
         measure = ImageMeasure(cache, known.labels, present.reduction, present.topk)
     search = Search(measure, nfe)

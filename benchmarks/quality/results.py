@@ -29,7 +29,7 @@ def publish(name: str, found: dict[str, Any], folder: Path = HERE) -> str:
 
 def rendered(sections: dict[str, Any]) -> str:
     """RESULTS.md."""
-    from benchmarks.quality import main_job, table_page
+    from benchmarks.quality import main_job, table_page, video_page
 
-    makers = {"main_job": main_job.markdown, "table": table_page.markdown}
+    makers = {"main_job": main_job.markdown, "table": table_page.markdown, "video": video_page.markdown}
     return "\n".join(make(sections[name]) for name, make in makers.items() if name in sections)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pandas as pd
 from anodiff.data.layouts import load_table
 from anodiff.data.splits import assign_splits, keep_splits, parse_fractions
 from anodiff.data.table import SampleTable, group_keys, select, split_groups
-from anodiff.files import make_folder, write_csv
+from anodiff.files import make_folder, write_csv, write_json
 from anodiff.pipelines.common import drawn
 from anodiff.pipelines.split import COLUMNS, manifest_rows
 
@@ -44,13 +45,23 @@ class DataSet:
     overrides: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def split(self, data: Path, work: Path, seed: int) -> Path:
-        """split.csv in the work folder, made from the data where it is not there yet; a data set in itself."""
+        """split.csv in the work folder, made from the data where it is not there yet; a data set in itself.
+
+        Ends the program where the split that is there is of another seed: models learnt from it.
+        """
         output = work / self.name / "split.csv"
-        if not output.exists():
+        record = output.with_suffix(".json")
+        if output.exists():
+            # those from before there was a record are of the seed that is the default
+            made = json.loads(record.read_text(encoding="utf-8"))["seed"] if record.exists() else 0
+            if made != seed:
+                raise SystemExit(f"{output}: expected a split of seed {seed}, found one of {made}; take another --work")
+        else:
             make_folder(output.parent)
             rows, unnamed = manifest_rows(self.divided(data, seed), output)
             if unnamed:
                 raise SystemExit("; ".join(unnamed))
+            write_json(record, {"seed": seed})
             write_csv(output, COLUMNS, rows)
         return output
 
@@ -91,6 +102,15 @@ def _fewer(samples: SampleTable, most: int, seed: int) -> SampleTable:
         parts.append(drawn(samples.rows(split="test", label=label), most, seed).table)
     return replace(samples, table=pd.concat(parts, ignore_index=True))
 
+
+#: by data set: metric -> what our best single preset is asked to reach; brain_lgg: what the main job reached
+TARGETS: dict[str, dict[str, float]] = {
+    "brain_lgg": {"pixel_auroc": 0.984, "pixel_ap": 0.646, "image_auroc": 0.867},
+    "bottle": {"image_auroc": 0.995, "pixel_auroc": 0.98, "pixel_ap": 0.78},
+    "magnetic_tile": {"image_auroc": 0.85, "pixel_auroc": 0.85},
+    "chest_xray": {"image_auroc": 0.75},
+    "pneumoniamnist": {"image_auroc": 0.80},
+}
 
 BRAIN_DAE = {"auto-encoder": ("diffusion.noise_where=foreground",)}
 NIH_PATIENT = "([0-9]+)_[0-9]+[.]png"

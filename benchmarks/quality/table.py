@@ -2,6 +2,7 @@
 
     python -m benchmarks.quality.table --data ../shared/data --work runs/table
     python -m benchmarks.quality.table --data ../shared/data --work runs/table --sets bottle --rows tuned dae --oracle
+    python -m benchmarks.quality.table --data ../shared/data --work runs/table --rows baselines
 
 Per data set: the split is written as a file, the models that a row needs are trained where they are missing (a training
 that was stopped goes on), tuned and calibrated on normals, and each cell is evaluated on test. A finished cell is kept
@@ -19,15 +20,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 import typer
 
 from anodiff.config import load_config
 from anodiff.data.layouts import load_table
 from anodiff.data.splits import count_splits
 from anodiff.errors import AnodiffError
+from benchmarks.quality import looks
 from benchmarks.quality.models import facts
+from benchmarks.quality.pairs import OURS, THEIRS, paired
 from benchmarks.quality.results import HERE, publish, stored
-from benchmarks.quality.rows import ROWS, TUNE_NFE, Options, Row, cell, evidence, model_of
+from benchmarks.quality.rows import ROWS, TUNE_NFE, Options, Row, cell, evidence, is_current, model_of
 from benchmarks.quality.sets import SETS, DataSet
 
 
@@ -54,7 +58,11 @@ def main(words: list[str] | None = None) -> int:
             print(f"{name}: left out, found no {' and no '.join(str(options.data / path) for path in absent)}")
             continue
         failures += cells(entry, rows, options)
-        found = collected(entry, options, chosen.earlier_looks)
+        try:
+            found = collected(entry, options, chosen.earlier_looks)
+        except AnodiffError as error:
+            failures.append(f"{name}: {error}")
+            continue
         if found is not None:
             sets = {**stored(chosen.output).get("table", {"sets": {}})["sets"], name: found}
             ordered = {key: sets[key] for key in SETS if key in sets}
@@ -101,6 +109,12 @@ def cells(entry: DataSet, rows: list[Row], options: Options) -> list[str]:
         except (AnodiffError, SystemExit) as error:
             failures.append(f"{entry.name}: {row.name}: {error}")
             continue
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            failures.append(f"{entry.name}: {row.name}: expected more memory, found none left ({first_line(error)})")
+            gc.collect()
+            continue
         if found is None:
             return [*failures, f"{entry.name}: {row.name} was interrupted; the same command goes on"]
         print(f"{entry.name}: {row.name} ({time.monotonic() - began:.0f} s)", flush=True)
@@ -108,20 +122,33 @@ def cells(entry: DataSet, rows: list[Row], options: Options) -> list[str]:
     return failures
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, of the device or of the machine; torch has no kind of its own for the latter."""
+    words = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in words
+
+
+def first_line(error: Exception) -> str:
+    """The beginning of what an error says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def collected(entry: DataSet, options: Options, earlier_looks: int) -> dict[str, Any] | None:
     """All that the page says of a data set, from the cells that are finished; None where there is none."""
     folder = options.work / entry.name
     rows: dict[str, Any] = {}
-    looks = 0
     for name, row in ROWS.items():
         path = folder / "cells" / f"{name}.json"
         if not path.exists():
             continue
         found = json.loads(path.read_text(encoding="utf-8"))
-        looks = max(looks, found["looks"])
+        if not is_current(row, entry, options, found["made_from"]):
+            print(f"{entry.name}: {name} is left out, being of another model, split, seed or procedure; --rows {name}")
+            continue
         tuned = bool(row.tuned_from) and not row.oracle
         rows[name] = {
-            **{key: found[key] for key in ("variant", "preset", "settings", "metrics", "baselines", "paired")},
+            **{key: found[key] for key in ("variant", "preset", "settings", "metrics")},
+            "baselines": found["baselines"] if row.baselines else {},
             "subset": row.subset,
             "oracle": row.oracle,
             "tuning": evidence(row, entry, options) if tuned else None,
@@ -135,10 +162,12 @@ def collected(entry: DataSet, options: Options, earlier_looks: int) -> dict[str,
         "has_masks": bool((split.table["mask"] != "").any()),
         "polarity": load_config(entry.recipe, options.overrides).polarity,
         "seed": options.seed,
-        "looks": looks + earlier_looks,
+        "looks": max(looks.counts(folder).values(), default=0) + earlier_looks,
+        "evaluations": len(looks.known(folder)),
         "counts": [asdict(count) for count in count_splits(split)],
         "models": {variant: facts(path) for variant, path in models.items()},
         "rows": rows,
+        "paired": paired(folder) if {OURS, THEIRS} <= set(rows) else {},
     }
 
 

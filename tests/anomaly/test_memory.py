@@ -16,7 +16,8 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
-from anodiff.anomaly import memory
+from anodiff.anomaly import baseline_choice, memory
+from anodiff.anomaly.baseline_choice import Finish
 from anodiff.anomaly.memory import FeatureMemory, coreset, encoder_features, timm_features
 from anodiff.engine.inference import InferenceDenoiser
 from anodiff.errors import ConfigError, DataError
@@ -28,6 +29,10 @@ Lesioned = Callable[[int, int, float], tuple[Tensor, Tensor]]
 @pytest.fixture(autouse=True)
 def _few_patches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "MEMORY_PATCHES", 600)
+
+
+#: nothing is smoothed, and nothing is chosen
+BARE = Finish()
 
 
 def pixels(images: Tensor) -> Sequence[Tensor]:
@@ -50,7 +55,7 @@ def points(count: int, width: int, seed: int = 0) -> Tensor:
 def test_distances_are_scikit_learns_with_the_weight_of_the_paper(
     normals: Normals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fitted = FeatureMemory(pixels, neighbours=4).fit(normals(12, 0))
+    fitted = FeatureMemory(pixels, finish=BARE, neighbours=4).fit(normals(12, 0))
     queries = 1.5 * points(50, fitted.memory_.shape[1], 3)
     bank = fitted.memory_.double().numpy()
     index = NearestNeighbors(algorithm="brute").fit(bank)
@@ -66,7 +71,7 @@ def test_distances_are_scikit_learns_with_the_weight_of_the_paper(
 
 
 def test_a_single_neighbour_leaves_the_distance_as_it_is(normals: Normals) -> None:
-    fitted = FeatureMemory(pixels, neighbours=1).fit(normals(12, 0))
+    fitted = FeatureMemory(pixels, finish=BARE, neighbours=1).fit(normals(12, 0))
     queries = points(20, fitted.memory_.shape[1])
     expected = torch.cdist(queries.double(), fitted.memory_.double()).amin(dim=1)
     torch.testing.assert_close(fitted.distances(queries)[0].double(), expected, rtol=1e-4, atol=1e-4)
@@ -94,14 +99,16 @@ def test_a_coreset_holds_rare_points_that_chance_would_miss_in_many_dimensions()
 @pytest.mark.parametrize(("polarity", "contrast"), [("both", 0.9), ("both", -0.9), ("brighter", 0.9), ("darker", -0.9)])
 def test_lesions_are_found(polarity: Any, contrast: float, normals: Normals, lesioned: Lesioned) -> None:
     images, masks = lesioned(20, 7, contrast)
-    fitted = FeatureMemory(pixels, polarity, 1.0).fit(normals(40, 0))
+    fitted = FeatureMemory(pixels, polarity, Finish(smooth_px=1.0)).fit(normals(40, 0))
     assert auroc(fitted.maps(images), masks) > 0.9
 
 
 def test_a_declared_sign_leaves_the_opposite_out(normals: Normals, lesioned: Lesioned) -> None:
     images, masks = lesioned(20, 7, -0.9)
-    found, left_out = (FeatureMemory(pixels, sign).fit(normals(40, 0)).maps(images) for sign in ("darker", "brighter"))  # type: ignore[arg-type]
-    unsigned = FeatureMemory(pixels).fit(normals(40, 0)).maps(images)
+    found, left_out = (
+        FeatureMemory(pixels, sign, BARE).fit(normals(40, 0)).maps(images) for sign in ("darker", "brighter")
+    )  # type: ignore[arg-type]
+    unsigned = FeatureMemory(pixels, finish=BARE).fit(normals(40, 0)).maps(images)
     core = nn.functional.max_pool2d(masks[:, None].float().neg(), 3, 1, 1)[:, 0] == -1
     assert float(left_out[core].mean()) < 0.1 * float(found[core].mean())
     torch.testing.assert_close(found[core].mean(), unsigned[core].mean(), rtol=0.1, atol=0)
@@ -112,18 +119,20 @@ def test_what_is_stored_has_no_distance_and_what_is_new_has_some(
 ) -> None:
     monkeypatch.setattr(memory, "MEMORY_PATCHES", 4 * 144)
     images = normals(4, 0)
-    fitted = FeatureMemory(pixels, share=1.0).fit(images)
+    fitted = FeatureMemory(pixels, finish=BARE, share=1.0).fit(images)
     assert len(fitted.memory_) == 4 * 144
     assert float(fitted.maps(images).mean()) < 0.01 * float(fitted.maps(normals(4, 1)).mean())
 
 
 def test_the_memory_is_bounded_and_a_function_of_the_seed(normals: Normals, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "MEMORY_PATCHES", 200)
-    first, again, other = (FeatureMemory(pixels, cap=15, seed=seed).fit(normals(20, 0)) for seed in (0, 0, 1))
+    first, again, other = (
+        FeatureMemory(pixels, finish=BARE, cap=15, seed=seed).fit(normals(20, 0)) for seed in (0, 0, 1)
+    )
     assert first.memory_.shape == (15, 3)
     torch.testing.assert_close(first.maps(normals(3, 1)), again.maps(normals(3, 1)), rtol=0, atol=0)
     assert not torch.equal(first.memory_, other.memory_)
-    assert len(FeatureMemory(pixels, share=0.05).fit(normals(20, 0)).memory_) == 10
+    assert len(FeatureMemory(pixels, finish=BARE, share=0.05).fit(normals(20, 0)).memory_) == 10
 
 
 def test_patches_outside_the_foreground_are_not_stored(normals: Normals) -> None:
@@ -134,17 +143,37 @@ def test_patches_outside_the_foreground_are_not_stored(normals: Normals) -> None
     wild = torch.nn.functional.pad(foreground[:1, 4:20, 4:20], (4, 4, 4, 4), value=False)[:, None]
     far = torch.nn.functional.max_pool2d(wild.float(), 17, 1, 8).bool()
     marked = torch.where(far, images, torch.full_like(images, 50.0))
-    fitted, marked_too = (FeatureMemory(pixels).fit(each, foreground=foreground) for each in (images, marked))
+    fitted, marked_too = (
+        FeatureMemory(pixels, finish=BARE).fit(each, foreground=foreground) for each in (images, marked)
+    )
     assert float((fitted.memory_ * fitted.scale_ + fitted.centre_).abs().max()) < 5
     torch.testing.assert_close(marked_too.memory_, fitted.memory_)
     nothing = torch.zeros_like(foreground)
     with pytest.raises(DataError, match="with a foreground"):
-        FeatureMemory(pixels).fit(images, foreground=nothing)
+        FeatureMemory(pixels, finish=BARE).fit(images, foreground=nothing)
+
+
+def test_its_width_and_reduction_are_chosen_by_a_memory_of_other_normals(
+    normals: Normals, lesioned: Lesioned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baseline_choice, "PLANTED_NORMALS", 6)
+    images, masks = lesioned(12, 7, 0.5)
+    fills: list[int] = []
+    fill = FeatureMemory._fill
+    monkeypatch.setattr(
+        FeatureMemory, "_fill", lambda self, n, f, known: (fills.append(len(known)), fill(self, n, f, known))
+    )
+    fitted = FeatureMemory(pixels, "darker").fit(normals(24, 0))
+    assert fills == [18, 24]
+    assert fitted.finish_.form == "signed"
+    assert fitted.finish_.smooth_px in (0.0, 0.75, 1.0, 1.5, 2.5)
+    assert 0 < fitted.settings()["planted_ap"] < 1
+    assert auroc(fitted.maps(2 * normals(1, 0).mean() - images), masks) > 0.8
 
 
 def test_too_few_images_and_impossible_settings_are_refused(normals: Normals) -> None:
     with pytest.raises(DataError, match="at least 2 normal images"):
-        FeatureMemory(pixels).fit(normals(1, 0))
+        FeatureMemory(pixels, finish=BARE).fit(normals(1, 0))
     for slots in ({"share": 0.0}, {"cap": 0}, {"neighbours": 0}):
         with pytest.raises(ConfigError, match="share <= 1"):
             FeatureMemory(pixels, **slots)  # type: ignore[arg-type]
@@ -157,7 +186,9 @@ def test_the_denoisers_own_encoder_gives_features(
     features = encoder_features(denoiser)
     assert [tuple(level.shape) for level in features(normals(3, 0))] == [(3, 11, 12, 12)]
     images, masks = lesioned(20, 7, 0.9)
-    assert auroc(FeatureMemory(features, "brighter", 1.0).fit(normals(40, 0)).maps(images), masks) > 0.9
+    assert (
+        auroc(FeatureMemory(features, "brighter", Finish(smooth_px=1.0)).fit(normals(40, 0)).maps(images), masks) > 0.9
+    )
 
 
 def test_volumes_have_patches_too() -> None:
@@ -166,7 +197,7 @@ def test_volumes_have_patches_too() -> None:
 
     normals, fresh = (0.1 * torch.randn(12, 1, 8, 8, 8, generator=torch.Generator().manual_seed(k)) for k in (0, 1))
     fresh[0, :, 2:6, 2:6, 2:6] += 1
-    maps = FeatureMemory(halves, "both", 0.5).fit(normals).maps(fresh)
+    maps = FeatureMemory(halves, "both", Finish(smooth_px=0.5)).fit(normals).maps(fresh)
     assert maps.shape == (12, 8, 8, 8)
     assert float(maps[0, 3:5, 3:5, 3:5].min()) > float(maps[1:].amax(dim=0).quantile(0.95))
 
@@ -231,4 +262,4 @@ def test_features_of_a_real_timm_network(normals: Normals, tmp_path: Path) -> No
     features = timm_features("resnet18", weights)
     images = nn.functional.interpolate(normals(4, 0), size=(64, 64))
     assert [level.shape[1] for level in features(images)] == [128, 256]
-    assert FeatureMemory(features, "both", 1.0).fit(images).maps(images).shape == (4, 64, 64)
+    assert FeatureMemory(features, "both", BARE).fit(images).maps(images).shape == (4, 64, 64)

@@ -1,11 +1,13 @@
-"""One home of planting in held-out normals: each kind in each image, or the kinds in turn."""
+"""One home of planting in held-out normals: each kind in each image, and how sizes are told apart."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 
 from anodiff.anomaly.planted import CLEAN, Normals, PlantedImages
-from anodiff.anomaly.planting import kinds_for, plant
+from anodiff.anomaly.planting import plant
 
 
 def normals(count: int, seed: int, masked: bool = False) -> Normals:
@@ -29,28 +31,17 @@ def test_each_kind_in_each_normal_and_the_clean_ones_last() -> None:
         assert [found.groups[n] for n in rows] == [group for group, k in zip(own.groups, kept, strict=True) if k]
 
 
-def test_kinds_take_turns_and_foreign_tissue_is_the_donors() -> None:
-    own, donors = normals(11, 0), normals(5, 1)
-    found = PlantedImages.in_turn(own, "both", donors)
-    kinds = kinds_for("both")
-    assert found.kinds == tuple(kinds[n % len(kinds)] for n in range(11))
-    assert found.groups == own.groups
-    for n, kind in enumerate(found.kinds):
-        image, mask = plant(own.images[n : n + 1], None, kind, 0, "both", donors.images)
-        assert torch.equal(found.images[n], image[0])
-        assert torch.equal(found.masks[n], mask[0])
-
-
-def test_nothing_depends_on_what_lies_outside_the_foreground() -> None:
-    own, donors = normals(6, 0, masked=True), normals(4, 1, masked=True)
-    wild = [
-        Normals(torch.where(each.foreground[:, None], each.images, 9.0), each.groups, each.foreground)  # type: ignore[index]
-        for each in (own, donors)
-    ]
-    found, other = PlantedImages.in_turn(own, "brighter", donors), PlantedImages.in_turn(wild[0], "brighter", wild[1])
-    assert own.foreground is not None
-    assert torch.equal(found.masks, other.masks)
-    assert torch.equal(found.images[:, 0][own.foreground], other.images[:, 0][own.foreground])
-    assert torch.equal(found.images[:, 0][~own.foreground], own.images[:, 0][~own.foreground])
-    assert not found.masks[~own.foreground].any()
-    assert found.masks.any()
+def test_classes_of_size_hold_all_of_a_kind_in_order_of_area() -> None:
+    found = PlantedImages.of(normals(7, 0), ["blob", "cutpaste"], 5, "both", normals(3, 1).images)
+    areas = found.masks.flatten(1).sum(dim=1)
+    cells = found.cells()
+    assert list(cells) == ["blob", "cutpaste"]
+    for kind, classes in cells.items():
+        assert sorted(n for rows in classes for n in rows) == [n for n, name in enumerate(found.kinds) if name == kind]
+        assert len(classes) == 3
+        assert max(map(len, classes)) - min(map(len, classes)) <= 1
+        for smaller, larger in pairwise(classes):
+            assert areas[smaller].max() <= areas[larger].min()
+    assert found.cells(1)["blob"][0] == sorted(found.cells(1)["blob"][0], key=lambda n: int(areas[n]))
+    two = PlantedImages.of(normals(2, 0), ["blob"], 5, "both", normals(3, 1).images)
+    assert [len(rows) for rows in two.cells()["blob"]] == [1, 1]

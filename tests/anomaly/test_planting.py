@@ -7,7 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from anodiff.anomaly.planting import BLOB_SPREADS, KINDS, LARGEST_SHARE, VISIBLE, kinds_for, plant
+from anodiff.anomaly.planting import (
+    ASPECT,
+    BLOB_SPREADS,
+    KINDS,
+    LARGEST_SHARE,
+    VISIBLE,
+    _placed,
+    _Scene,
+    _stretch,
+    kinds_for,
+    plant,
+)
 from anodiff.errors import ConfigError
 
 SIDE = 24
@@ -86,7 +97,7 @@ def test_with_a_declared_polarity_only_changes_of_its_sign_count(kind: str) -> N
     assert set(kinds_for("both")) == set(KINDS)
 
 
-def test_sizes_run_from_a_few_pixels_to_a_quarter_of_the_foreground() -> None:
+def test_sizes_run_from_a_few_pixels_to_half_of_the_foreground() -> None:
     images, foreground = scene(120, 32)
     _, masks = plant(images, foreground, "blob", seed=0)
     radii = (masks.flatten(1).sum(dim=1).double() / np.pi).sqrt()
@@ -98,14 +109,41 @@ def test_sizes_run_from_a_few_pixels_to_a_quarter_of_the_foreground() -> None:
     assert 0.7 * largest < radii.max() < 1.5 * largest
 
 
+@pytest.mark.parametrize("rank", [2, 3])
+def test_shapes_run_from_round_to_four_times_as_long_as_wide(rank: int) -> None:
+    rng = np.random.default_rng(0)
+    axes = np.stack([_stretch(rng, rank) for _ in range(2000)])
+    np.testing.assert_allclose(axes.prod(axis=1), 1.0)
+    ratio = np.log(axes.max(axis=1) / axes.min(axis=1)) / np.log(ASPECT)
+    assert ratio.max() <= 1 + 1e-9
+    np.testing.assert_allclose(np.quantile(ratio, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.05)
+
+
+@pytest.mark.parametrize("box", [False, True])
+def test_a_region_is_as_large_and_as_long_as_it_was_drawn(box: bool) -> None:
+    inside = np.ones((101, 101), dtype=bool)
+    stretch = np.array([0.5, 2.0])
+    half = 1.0 if not box else (np.pi / 4) ** 0.5
+    for seed in range(20):
+        image = np.zeros((1, 101, 101), np.float32)
+        scene = _Scene(image, inside, 1.0, image, np.random.default_rng(seed), "both")
+        region = _placed(scene, 12.0, stretch * half, box)
+        found = np.argwhere(region.distance < 1)
+        if found.min() == 0 or found.max() == 100:
+            continue  # cut by the border
+        assert len(found) == pytest.approx(np.pi * 12**2, rel=0.05)
+        long, short = np.sqrt(np.linalg.eigvalsh(np.cov(found.T))[::-1])
+        assert long / short == pytest.approx(4.0, rel=0.06)
+        assert region.shortest == pytest.approx(6.0 * half)
+
+
 def test_nothing_is_torn_by_a_deformation() -> None:
     """A ramp stays monotonic where it is only moved: dx'/dx = 1 - d'(x) > 0."""
     ramp = torch.linspace(-0.9, 0.9, 40).expand(1, 1, 40, 40).contiguous()
     for seed in range(20):
         planted, masks = plant(ramp, None, "deform", seed=seed)
         assert masks.any()
-        if masks.sum() > 60:  # larger than 1 px moves, which are the least
-            assert (planted[0, 0].diff(dim=1) > -1e-6).all()
+        assert (planted[0, 0].diff(dim=1) > -1e-6).all()
 
 
 def test_texture_keeps_the_local_mean_and_changes_the_detail() -> None:

@@ -274,6 +274,31 @@ def test_forward_selection_sees_limits_as_the_detector_does(toy: Any) -> None:
     assert [value for _, value in path] == pytest.approx([measure.value(step) for step, _ in path], abs=1e-9)
 
 
+def test_kinds_and_sizes_weigh_the_same(toy: Any) -> None:
+    cache = small_cache(toy, (1.0,))
+    planted, values = cache.planted, cache.values(BASE)
+    images = np.split(values, cache.ends[:-1])
+    masks = planted.masks[: planted.planted].flatten(1).numpy()
+    aps = {}
+    for kind in ("blob", "texture"):
+        rows = sorted((n for n, name in enumerate(planted.kinds) if name == kind), key=lambda n: int(masks[n].sum()))
+        classes = np.array_split(np.array(rows), 3)  # 8 images: 3 + 3 + 2 or 2 + 3 + 3
+        if len(rows) == 8:
+            classes = [np.array(rows[low:high]) for low, high in ((0, 2), (2, 5), (5, 8))]
+        found = [
+            average_precision_score(np.concatenate(masks[c]), np.concatenate([images[n] for n in c])) for c in classes
+        ]
+        aps[kind] = np.mean(found)
+    measure = Measure(cache, ["blob", "texture"], 0)
+    assert measure.by_kind(BASE) == pytest.approx(aps, abs=1e-6)
+    assert measure.value(BASE) == pytest.approx(np.mean(list(aps.values())), abs=1e-6)
+    assert np.nanmean(measure.draws(BASE)) == pytest.approx(measure.value(BASE), abs=0.1)
+    pooled = Measure(cache, ["texture"], 0, sizes=1).value(BASE)
+    rows = [n for n, name in enumerate(planted.kinds) if name == "texture"]
+    expected = average_precision_score(np.concatenate(masks[rows]), np.concatenate([images[n] for n in rows]))
+    assert pooled == pytest.approx(expected, abs=1e-6)
+
+
 def test_resampled_ap_is_the_ap_of_the_repeated_groups() -> None:
     rng = np.random.default_rng(0)
     labels, groups = rng.random(200) < 0.3, rng.integers(0, 5, 200)

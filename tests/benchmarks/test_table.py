@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,8 @@ from sklearn.metrics import roc_auc_score
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is not installed
 
-from anodiff.anomaly import PRESETS, DetectorSettings, resolve
+import anodiff as library
+from anodiff.anomaly import PRESETS, DetectorSettings, baseline_choice, resolve
 from anodiff.anomaly.planted import Normals, PlantedImages
 from anodiff.anomaly.reduce import reduce_maps
 from anodiff.anomaly.tuning_cache import ErrorCache
@@ -25,7 +27,8 @@ from anodiff.config import load_config
 from anodiff.data.layouts import load_table
 from anodiff.data.preprocess import Geometry
 from anodiff.data.table import group_keys
-from benchmarks.quality import oracle, results, rows, sets, table, table_page
+from anodiff.pipelines.truth import read_run
+from benchmarks.quality import looks, oracle, pairs, results, rows, sets, table, table_page
 from benchmarks.quality.models import VARIANTS
 
 TINY = (
@@ -94,7 +97,7 @@ def test_a_row_is_trained_calibrated_measured_and_not_done_twice(
     assert (metrics["n_images"], metrics["nfe"]) == (8, 16)
     page = (run.root / "out" / "RESULTS.md").read_text()
     assert page.startswith("# Main job")
-    assert f"| default-white | 16 | {metrics['pixel_auroc']:.3f} (" in page
+    assert f"| default-white | 16 | **{metrics['pixel_auroc']:.3f} (" in page
 
     def again(*_: Any, **__: Any) -> None:
         raise AssertionError("done twice")
@@ -122,6 +125,159 @@ def test_a_cell_of_another_model_is_measured_anew_and_the_look_is_counted(run: A
     assert run("--rows", "default-white", "--earlier-looks", "3") == 0
     assert section(run)["looks"] == 5
     assert section(run)["rows"]["default-white"]["metrics"]["pixel_ap"] == known["metrics"]["pixel_ap"]
+
+
+def test_a_broken_off_look_is_counted_and_cells_from_before_tell_theirs(tmp_path: Path) -> None:
+    cells = tmp_path / "cells"
+    cells.mkdir()
+    for name, count in (("default", 2), ("dae", 1)):
+        (cells / f"{name}.json").write_text(json.dumps({"looks": count}))
+    assert looks.counts(tmp_path) == {"default": 2, "dae": 1}
+    looks.add(tmp_path, "dae")
+    shutil.rmtree(cells)
+    looks.add(tmp_path, "tuned")
+    assert looks.counts(tmp_path) == {"default": 2, "dae": 2, "tuned": 1}
+
+
+def test_a_calibrated_file_is_made_anew_where_its_record_is_of_something_else(
+    run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[Any] = []
+    calibrate = rows.calibrate.run
+    monkeypatch.setattr(rows.calibrate, "run", lambda *a, **k: (made.append(k["preset"]), calibrate(*a, **k)))
+    assert run("--rows", "one-step") == 0
+    count = len(made)
+    assert run("--rows", "one-step") == 0
+    assert len(made) == count
+    path = run.root / "work" / "bottle" / "white" / "one-step.safetensors"
+    record = path.with_suffix(".made.json")
+    settings = library.load(path).config
+    assert resolve("one-step", settings)[1].smooth_px == 0.5  # 4 px of 128
+    for broken in ({"seed": 7}, {"scoring": None}):
+        record.write_text(json.dumps(json.loads(record.read_text()) | broken))
+        assert run("--rows", "one-step") == 0
+        count += 1
+        assert made == ["one-step"] * count
+    record.unlink()
+    assert run("--rows", "default-white") == 0  # without a record the other cell cannot be trusted
+    assert "one-step is left out" in capsys.readouterr().out
+    assert list(section(run)["rows"]) == ["default-white"]
+    assert run("--rows", "one-step", "--seed", "5") == 1
+    assert "expected a split of seed 5, found one of 0" in capsys.readouterr().out
+
+
+def test_memory_that_runs_out_ends_one_row(
+    run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell = table.cell
+
+    def short(row: Any, *rest: Any) -> Any:
+        if row.name == "one-step":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return cell(row, *rest)
+
+    monkeypatch.setattr(table, "cell", short)
+    assert run("--rows", "one-step", "default-white") == 1
+    found = capsys.readouterr().out
+    assert "one-step: expected more memory, found none left (CUDA out of memory)" in found
+    assert "bottle: default-white (" in found
+    monkeypatch.setattr(table, "cell", lambda *_: (_ for _ in ()).throw(RuntimeError("shapes")))
+    with pytest.raises(RuntimeError, match="shapes"):
+        run("--rows", "one-step")
+
+
+def test_baselines_are_a_row_of_their_own_in_pairs_with_ours(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baseline_choice, "PLANTED_NORMALS", 4)
+    white = rows.Row("baselines", "white", "default", baselines=True)
+    monkeypatch.setattr(table, "ROWS", rows.ROWS | {"baselines": white})
+    for module in (pairs, table):
+        monkeypatch.setattr(module, "OURS", "default-white")
+    assert run("--rows", "default-white", "baselines") == 0
+    found = section(run)
+    beside = found["rows"]["baselines"]["baselines"]
+    names = ["raw intensity", "blur residual", "intensity z-score", "PCA(30) residual", "feature memory (own encoder)"]
+    assert list(beside) == list(found["paired"]) == names
+    ours = found["rows"]["default-white"]["metrics"]["pixel_ap"]
+    for name in names:
+        theirs = beside[name]["metrics"]
+        assert theirs["n_images"] == 8
+        assert found["paired"][name]["pixel_ap"]["difference"] == pytest.approx(ours - theirs["pixel_ap"])
+        assert 0 < beside[name]["settings"]["planted_ap"] <= 1
+        assert beside[name]["settings"]["smooth_px"] <= 2
+    assert beside["raw intensity"]["metrics"]["pixel_auroc"] > 0.9
+    folder = run.root / "work" / "bottle" / "out" / "baselines" / beside["raw intensity"]["folder"]
+    labels, scores = zip(*[(each.label, each.score) for each in read_run(folder).values()], strict=True)
+    assert beside["raw intensity"]["metrics"]["image_auroc"] == pytest.approx(roc_auc_score(labels, scores))
+    page = (run.root / "out" / "RESULTS.md").read_text()
+    assert "What each baseline chose:" in page
+    assert "| baselines |" not in page
+
+    def again(*_: Any, **__: Any) -> None:
+        raise AssertionError("done twice")
+
+    monkeypatch.setattr(rows.baselines, "measure", again)
+    monkeypatch.setattr(pairs, "against", again)
+    assert run("--rows", "baselines") == 0
+    assert section(run)["paired"] == found["paired"]
+
+
+def test_the_best_of_a_column_is_bold_and_an_oracle_never_is() -> None:
+    def method(value: float | None) -> dict[str, Any]:
+        return {"image_auroc": value, "image_auroc_ci95": None, "nfe": 1}
+
+    found = table_page.metric_table(
+        [
+            ("a", method(0.9001)),
+            ("b", method(0.9004)),
+            ("c", method(0.8)),
+            ("oracle_d", method(0.99)),
+            ("e", method(None)),
+        ],
+        ("image_auroc",),
+    )
+    cells = [line.split("|")[3].strip() for line in found.splitlines()[2:]]
+    assert cells == ["**0.900**", "**0.900**", "0.800", "0.990", "-"]
+
+
+def test_targets_are_those_of_the_row_that_planted_anomalies_prefer() -> None:
+    def row(planted: float, value: float) -> dict[str, Any]:
+        return {"tuning": {"planted_ap": planted}, "metrics": {"image_auroc": value}}
+
+    text = "\n".join(table_page.targets("chest_xray", {"tuned": row(0.3, 0.9), "tuned-white": row(0.4, 0.74)}))
+    assert "| image AUROC | 0.750 | 0.740 | -0.010 | missed |" in text
+    assert "`tuned-white`" in text
+    assert "| met |" in "\n".join(table_page.targets("chest_xray", {"tuned": row(0.3, 0.75)}))
+    assert "no tuned preset is measured yet" in "\n".join(table_page.targets("chest_xray", {"default": row(0.3, 1.0)}))
+    assert table_page.targets("mnist_in", {}) == []
+    assert set(sets.TARGETS) < set(sets.SETS)
+
+
+def test_widths_of_presets_fit_a_small_image() -> None:
+    entry = sets.SETS["pneumoniamnist"]
+    for variant, preset in (("white", "default"), ("auto-encoder", "dae"), ("white", "ddad-features")):
+        row = rows.Row("x", variant, preset)
+        config = load_config(entry.recipe, rows.recipe_of(row, entry, rows.Options(Path(), Path())))
+        wanted = PRESETS[preset].smooth_px * 28 / 128
+        assert resolve(preset, config)[1].smooth_px == pytest.approx(wanted, abs=1e-3)
+    own = load_config(
+        entry.recipe, rows.recipe_of(rows.Row("x", "coarse", "default"), entry, rows.Options(Path(), Path()))
+    )
+    assert resolve("default", own)[1].smooth_px == 1.0
+    bottle = sets.SETS["bottle"]
+    assert rows.in_proportion(load_config(bottle.recipe)) == ()
+    assert rows.in_proportion(load_config(entry.recipe, ["presets.default.smooth_px=9"]))[0].endswith("=3.5")
+
+
+def test_an_older_model_with_other_presets_is_taken_and_other_weights_are_not(run: Any) -> None:
+    assert run("--rows", "default-white") == 0
+    before = section(run)["rows"]["default-white"]
+    work = run.root / "work" / "bottle"
+    assert run("--rows", "default-white", "--set", "presets.default.smooth_px=1.5", "--set", "name=other") == 0
+    after = section(run)["rows"]["default-white"]
+    assert (before["settings"]["smooth_px"], after["settings"]["smooth_px"]) == (0.625, 1.5)
+    assert (work / "white" / "default.made.json").exists()
+    assert run("--rows", "default-white", "--set", "training.lr=1e-5") == 1
+    assert run("--rows", "default-white") == 0
 
 
 def test_absent_data_is_said_and_stops_nothing(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
