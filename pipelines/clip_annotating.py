@@ -6,7 +6,8 @@ the same ones, since a score is a function of the pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from anodiff.engine.progress import Progress
 from anodiff.engine.store import Item, ResultStore
 from anodiff.errors import ConfigError, InputError
 from anodiff.files import make_folder
-from anodiff.pipelines.clip_job import FrameTable, event_of
+from anodiff.pipelines.clip_job import FrameTable, event_of, frames_ahead
 from anodiff.pipelines.clip_reporting import axis_of
 from anodiff.pipelines.common import say
 from anodiff.visualize.clips import AnnotatedVideo
@@ -62,21 +63,26 @@ def annotate_clips(job: ClipJob, items: Sequence[Item], store: ResultStore, *, q
 def draw(job: ClipJob, item: Item, row: Mapping[str, Any], path: Path) -> None:
     """One clip, frame by frame. Raises InputError where it can no longer be read as it was; StorageError."""
     frames = FrameTable.load(job.outputs.folder / row["frames"])
+    boxes = frames.boxes
     events = [event_of(event) for event in row["events"]]
     video, preprocess = job.detector.video, job.detector.prepare
     with open_clip(item.path, fps=video.fps, max_pixels=job.max_pixels) as clip:
         size = (clip.info.height, clip.info.width)
         curve = (frames.time, frames.smoothed)
         top, left, height, width = preprocess.plain.geometry(size).box
-        with AnnotatedVideo(path, size, axis_of(job.rule), scale=job.scale, curve=curve, events=events) as drawn:
+        inside = (slice(top, top + height), slice(left, left + width))
+        with (
+            AnnotatedVideo(path, size, axis_of(job.rule), scale=job.scale, curve=curve, events=events) as drawn,
+            closing(with_maps(job, row, clip, inside)) as shown,
+        ):
             count = 0
-            for frame, values in with_maps(job, row, clip, (slice(top, top + height), slice(left, left + width))):
+            for frame, values in shown:
                 if count >= len(frames.index):
                     break
-                time, box = float(frames.time[count]), frames.box[count].tolist()
+                time = float(frames.time[count])
                 event = next((event for event in events if event.start <= time <= event.end), None)
                 score = float(frames.smoothed[count])
-                drawn.write(frame.pixels, time, score, anomaly_map=values, box=tuple(box), event=event)
+                drawn.write(frame.pixels, time, score, anomaly_map=values, box=boxes[count], event=event)
                 count += 1
             if count < len(frames.index):
                 raise InputError(
@@ -86,11 +92,12 @@ def draw(job: ClipJob, item: Item, row: Mapping[str, Any], path: Path) -> None:
 
 def with_maps(
     job: ClipJob, row: Mapping[str, Any], clip: Clip, inside: tuple[slice, slice]
-) -> Iterator[tuple[Frame, NDArray[np.float32]]]:
+) -> Generator[tuple[Frame, NDArray[np.float32]], None, None]:
     """Every frame with its map, over the whole frame; ``inside``: the part of the model's grid that the frame fills."""
     if "map" in row:
         kept = np.load(job.outputs.folder / row["map"], mmap_mode="r", allow_pickle=False)
         yield from zip(clip, kept, strict=False)
         return
-    for scored in job.detector.scores(clip, job.batch_size):
-        yield scored.frame, scored.map[inside]
+    with closing(job.detector.scores(clip, job.batch_size, ahead=frames_ahead(job.batch_size, clip.info))) as found:
+        for scored in found:
+            yield scored.frame, scored.map[inside]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anodiff.engine.store import STATE_FOLDER
 from anodiff.pipelines.calibrate import store_calibration, trained_note
 from anodiff.pipelines.common import left_out, say
 
@@ -44,9 +45,11 @@ def run(
     with Progress(len(rows), "clips", "reading", quiet=quiet) as progress:
         clips = read_clips(rows, model.config, progress=progress)
     notes = trained_note(model, clips.hashes, normals, allow_trained)
-    calibration = fit(detector, clips, model.config.calibration, batch_size=batch_size, quiet=quiet)
+    keep = output.parent / STATE_FOLDER / f"calibration-{output.stem}"
+    calibration = fit(detector, clips, model.config.calibration, batch_size=batch_size, keep=keep, quiet=quiet)
     store_calibration(model, detector.name, calibration)
     model.save(output)
+    remove_kept(keep)
     for note in (*detector.notes, *notes):
         say(f"note: {note}", quiet)
     if clips.failed:
@@ -56,22 +59,36 @@ def run(
 
 
 def fit(
-    detector: ClipDetector, clips: ClipSet, config: CalibrationConfig, *, batch_size: int = 16, quiet: bool = False
+    detector: ClipDetector,
+    clips: ClipSet,
+    config: CalibrationConfig,
+    *,
+    batch_size: int = 16,
+    keep: Path | None = None,
+    quiet: bool = False,
 ) -> ClipCalibration:
-    """Fits the detector on normal clips, at most as many frames as the recipe says, with a progress bar."""
-    from anodiff.anomaly.clip_fit import NormalClip, fit_clips, frames_to_fit
+    """Fits the detector on normal clips, at most as many frames as the recipe says, with a progress bar.
+
+    keep: folder in which what has been computed survives a kill; for `remove_kept` when the model is safe.
+    """
+    from anodiff.anomaly.clip_fit import NormalClip, fit_clips, frames_to_fit, identity
+    from anodiff.engine.pieces import Pieces
     from anodiff.engine.progress import Progress
 
     normals = [NormalClip(*clips.clip(number), clips.groups[number]) for number in range(len(clips))]
-    total = frames_to_fit(detector, normals, config.standardise_images)
+    limits = config.standardise_images, config.threshold_frames
+    total = frames_to_fit(detector, normals, *limits)
+    pieces = None if keep is None else Pieces(keep, identity(detector))
     with Progress(total, "frames", f"calibrating {detector.name}", quiet=quiet) as progress:
         calibration = fit_clips(
             detector,
             normals,
             rate=config.rate,
-            most_choosing=config.standardise_images,
+            most_choosing=limits[0],
+            most_deciding=limits[1],
             batch_size=batch_size,
             progress=progress.update,
+            pieces=pieces,
         )
     bands = "none" if calibration.band_scale is None else "by height"
     said = f"{detector.name}: windows of {calibration.window_px} px, bands {bands}"
@@ -82,3 +99,10 @@ def fit(
         )
     say(said, quiet)
     return calibration
+
+
+def remove_kept(keep: Path) -> None:
+    """Removes what `fit` has kept for a kill, and the folder above where nothing else is in it."""
+    from anodiff.engine.pieces import Pieces
+
+    Pieces(keep).remove()

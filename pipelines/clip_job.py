@@ -1,14 +1,14 @@
 """What is read, computed and written for one clip: the job of `anodiff score` and `anodiff evaluate` for clips.
 
 A clip is gone through twice, frame by frame: once for the scores, and once, when it is known which frames matter, for
-the pictures of those. Memory grows by a few numbers a frame.
+the pictures of those. A thread reads and prepares frames ahead of the device. Memory grows by a few numbers a frame.
 """
 
 from __future__ import annotations
 
 import time as clocks
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -18,12 +18,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from anodiff.anomaly.clip_blocks import footage_seconds
+from anodiff.anomaly.clip_boxes import BoxList, native_boxes
 from anodiff.anomaly.clip_rule import rule_of
-from anodiff.anomaly.clips import ClipDetector
-from anodiff.anomaly.events import Event, find_events
+from anodiff.anomaly.clips import ClipDetector, ScoredFrame
+from anodiff.anomaly.events import Box, Event, find_events
 from anodiff.anomaly.temporal import smooth_in_time
 from anodiff.data.clip_input import windows
-from anodiff.data.video.clip import Clip, open_clip
+from anodiff.data.video.clip import Clip, ClipInfo, open_clip
 from anodiff.engine.store import STATE_FOLDER, Item
 from anodiff.errors import InputError
 from anodiff.files import atomic_write, make_folder, storage_errors
@@ -35,28 +37,36 @@ from anodiff.visualize.heatmap import HeatScale, save_heatmap
 if TYPE_CHECKING:
     from anodiff.data.video.table import ClipRow
     from anodiff.engine.progress import Progress
+    from anodiff.metrics.tracks import Boxes
 
 FRAMES = f"{STATE_FOLDER}/frames"
 THUMBNAILS = "thumbnails"
 #: ending of files in the making, which a later run removes
 PART = ".anodiff-part"
+#: of frames that were read ahead of the device, at most
+AHEAD_BYTES = 1 << 28
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class ClipOutputs:
-    """What is written for each clip, and where; maps: float32 (frames, H, W) on the clip's own grid."""
+    """What is written for each clip, and where; maps: float32 (frames, H, W) on the clip's own grid.
+
+    boxes: keep the parts of the maps above the calibrated 1 % pixel threshold, to hold them against annotated ones.
+    """
 
     folder: Path
     maps: bool = False
     heatmaps: bool = True
+    boxes: bool = False
 
 
 @dataclass(frozen=True)
 class FrameTable:
     """The frames of a clip: index (n,) int64, time (n,) seconds, score (n,) before and smoothed (n,) after smoothing,
-    box (n, 4) int64 of the highest window: x, y, width, height in native pixels."""
+    box (n, 4) int64 of the highest window: x, y, width, height in native pixels. A frame without a score has nan, and a
+    box of no width."""
 
     index: NDArray[np.int64]
     time: Floats
@@ -74,16 +84,24 @@ class FrameTable:
         with np.load(path, allow_pickle=False) as stored:
             return cls(**{name: stored[name] for name in ("index", "time", "score", "smoothed", "box")})
 
+    @property
+    def boxes(self) -> list[Box | None]:
+        """One a frame, None where there is none."""
+        return [(x, y, width, height) if width else None for x, y, width, height in self.box.tolist()]
+
 
 @dataclass(frozen=True)
 class ScoredClip:
-    """One clip, scored; broken: where and why it broke off, "" where it came to its end."""
+    """One clip, scored; broken: where and why it broke off, "" where it came to its end; p_value: None = unknown;
+    boxes: of what stood out in its frames, None where they are not kept."""
 
     frames: FrameTable
     events: tuple[Event, ...]
     pictures: dict[int, Picture]
     broken: str
     seconds: float
+    p_value: float | None = None
+    boxes: Boxes | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +120,8 @@ class ClipJob:
         calibration = detector.calibration
         self.scale: HeatScale | None = calibrated_scale(calibration)
         self.rule = None if calibration is None else rule_of(detector)
+        #: map value above which boxes are kept, None = they are not
+        self.box_level = calibration.pixel_threshold_fpr1 if outputs.boxes and calibration is not None else None
         self.progress: Progress | None = None
         self.done = 0
 
@@ -129,24 +149,29 @@ class ClipJob:
             files["map"] = f"maps/{item.id}.npy"
             with storage_errors(folder / files["map"]):
                 self._part(item).replace(folder / files["map"])
-        worst = int(np.argmax(frames.smoothed))
+        worst = int(np.nanargmax(frames.smoothed))
         if self.outputs.heatmaps and self.scale is not None:
             files["heatmap"] = f"heatmaps/{item.id}.png"
             picture = computed.pictures[int(frames.index[worst])]
             values = resized(picture.map, picture.pixels.shape[:2])
             save_heatmap(folder / files["heatmap"], squeezed(picture.pixels), values, self.scale, None)
+        if computed.boxes is not None:
+            files["boxes"] = f"{FRAMES}/{item.id}.boxes.npz"
+            kept = vars(computed.boxes)
+            atomic_write(folder / files["boxes"], lambda stream: np.savez(stream, **kept))
         events = [self._illustrated(item, event, computed) for event in computed.events]
-        highest, calibration = float(frames.smoothed[worst]), self.detector.calibration
+        highest = float(frames.smoothed[worst])
         high = None if self.rule is None else self.rule.high
         return {
             "score": short_float(highest),
-            "p_value": None if calibration is None else calibration.clip_p_value(highest),
+            "p_value": computed.p_value,
             "is_anomalous": None if high is None else highest > high,
             "threshold": None if high is None else short_float(high),
             "nfe": self.detector.nfe,
             "error": computed.broken,
             "seconds": computed.seconds / len(frames.index),
             "n_frames": len(frames.index),
+            "n_without_score": int(np.isnan(frames.score).sum()),
             "events": [vars(event) for event in events],
             "files": [*files.values(), *(event.thumbnail for event in events if event.thumbnail)],
             **files,
@@ -159,24 +184,26 @@ class ClipJob:
 
     def _scored(self, item: Item) -> ScoredClip:
         began = clocks.monotonic()
-        index, time, score, box = [], [], [], []
+        index, time, score, box, own = [], [], [], [], []
+        boxes = None if self.box_level is None else BoxList()
         kept: AbstractContextManager[MapFile | None] = nullcontext()
         if self.outputs.maps:
             kept = MapFile(self._part(item))
-        with self._open(item) as clip, kept as maps:
-            for scored in self._named(item, clip):
+        # The thread that reads ends before the clip is closed, whatever happens here.
+        with self._open(item) as clip, closing(self._named(item, clip)) as found, kept as maps:
+            for scored in found:
                 index.append(scored.frame.index)
                 time.append(scored.frame.time)
                 score.append(scored.score)
                 box.append(scored.box)
+                own.append(scored.basis == "own")
+                geometry = self.detector.prepare.geometry(scored.frame.pixels)
                 if maps is not None:
-                    geometry = self.detector.prepare.geometry(scored.frame.pixels)
                     maps.append(self.detector.prepare.plain.back(scored.map, geometry))
+                if boxes is not None and self.box_level is not None and np.isfinite(scored.score):
+                    boxes.append(scored.frame.index, native_boxes(scored.map, self.box_level, geometry))
             broken = clip.broken or ""
-        values = np.array(score, dtype=np.float64)
-        if not np.isfinite(values).all():
-            raise InputError(f"{item.path}: expected finite scores, found others")
-        seconds = np.array(time, dtype=np.float64)
+        seconds, values = np.array(time, dtype=np.float64), np.array(score, dtype=np.float64)
         frames = FrameTable(
             np.array(index, dtype=np.int64),
             seconds,
@@ -186,21 +213,36 @@ class ClipJob:
         )
         events: tuple[Event, ...] = ()
         if self.rule is not None:
-            boxes = [tuple(row) for row in frames.box.tolist()]
-            found = find_events(self.rule, seconds, values, clip=item.id, frames=index, boxes=boxes)
-            frames, events = replace(frames, smoothed=found.smoothed), tuple(found.events)
-        wanted = {int(frames.index[np.argmax(frames.smoothed)]), *(event.peak_frame for event in events)}
+            found_events = find_events(self.rule, seconds, values, clip=item.id, frames=index, boxes=frames.boxes)
+            frames, events = replace(frames, smoothed=found_events.smoothed), tuple(found_events.events)
+        wanted = {int(frames.index[np.nanargmax(frames.smoothed)]), *(event.peak_frame for event in events)}
         pictures = self._pictures(item, wanted) if self.outputs.heatmaps and self.scale is not None else {}
-        return ScoredClip(frames, events, pictures, broken, clocks.monotonic() - began)
+        mine = np.array(own, dtype=bool)
+        return ScoredClip(
+            frames, events, pictures, broken, clocks.monotonic() - began, self._p_value(seconds[mine], values[mine]),
+            None if boxes is None else boxes.boxes(),
+        )  # fmt: skip
 
-    def _named(self, item: Item, clip: Clip) -> Iterator[Any]:
+    def _p_value(self, times: Floats, scores: Floats) -> float | None:
+        """Of a clip by the frames that were scored themselves, as those of normal clips were."""
+        calibration = self.detector.calibration
+        if calibration is None:
+            return None
+        highest = smooth_in_time(times, scores, self.detector.video.smooth_s).max()
+        return calibration.clip_p_value(float(highest), footage_seconds(times))
+
+    def _named(self, item: Item, clip: Clip) -> Generator[ScoredFrame, None, None]:
         """The scored frames; an InputError names the clip, and the progress bar counts."""
         try:
-            for scored in self.detector.scores(clip, self.batch_size):
-                self.done += 1
-                if self.progress is not None and self.done % 100 == 0:
-                    self.progress.update(0, frames=self.done)
-                yield scored
+            ahead = frames_ahead(self.batch_size, clip.info)
+            with closing(self.detector.scores(clip, self.batch_size, ahead=ahead)) as found:
+                for scored in found:
+                    self.done += 1
+                    if self.progress is not None and self.done % 100 == 0:
+                        self.progress.update(0, frames=self.done)
+                    if scored.basis == "own" and not np.isfinite(scored.score):
+                        raise InputError(f"{item.path}: expected finite scores, found others")
+                    yield scored
         except InputError as error:
             known = str(error)
             raise InputError(known if item.path in known else f"{item.path}: {known}") from None
@@ -213,7 +255,7 @@ class ClipJob:
         detector, found = self.detector, {}
         first, seen, last = None, None, max(wanted)
         with self._open(item) as clip:
-            for window in windows(clip, detector.prepare, detector.video):
+            for window in windows(clip, unprepared, detector.video):
                 seen = window.seen or seen
                 first = first or seen
                 number = window.frame.index
@@ -225,10 +267,11 @@ class ClipJob:
         return {number: Picture(pixels, self._map(past or first, pixels)) for number, (pixels, past) in found.items()}
 
     def _map(self, seen: tuple[NDArray[np.uint8], ...], pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The map of a window, without what was padded to the model's grid."""
-        errors = self.detector.errors(torch.from_numpy(np.stack(seen))[None])
-        top, left, height, width = self.detector.prepare.geometry(pixels).box
-        return self.detector.maps(errors)[0, top : top + height, left : left + width].cpu().numpy()
+        """The map of a window of frames as they were read, without what was padded to the model's grid."""
+        prepare = self.detector.prepare
+        maps = self.detector.see(torch.from_numpy(np.stack([prepare(frame) for frame in seen]))[None])
+        top, left, height, width = prepare.geometry(pixels).box
+        return maps[0, top : top + height, left : left + width].numpy()
 
     def _illustrated(self, item: Item, event: Event, computed: ScoredClip) -> Event:
         """The event with a thumbnail, where there are pictures."""
@@ -242,6 +285,11 @@ class ClipJob:
 
     def _part(self, item: Item) -> Path:
         return self.outputs.folder / "maps" / f".{item.id}{PART}"
+
+
+def frames_ahead(batch_size: int, info: ClipInfo) -> int:
+    """How many frames may be read ahead: two batches, or as many as AHEAD_BYTES hold, at least one."""
+    return max(1, min(2 * batch_size, AHEAD_BYTES // max(1, info.height * info.width * info.channels)))
 
 
 class MapFile:
@@ -280,6 +328,11 @@ class MapFile:
                 self._header()
         if kind is not None:
             self.path.unlink(missing_ok=True)
+
+
+def unprepared(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A frame as it was read: of a whole clip only few are shown."""
+    return pixels
 
 
 def squeezed(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anodiff.anomaly.clip_blocks import footage_seconds
 from anodiff.anomaly.event_rule import EventRule
 from anodiff.engine.device import describe
 from anodiff.engine.loop import Summary
@@ -57,7 +58,7 @@ def write_report(
         false_alarms=promises(job.rule),
         metrics=None if metrics is None else flat_metrics(metrics),
         scale=job.scale,
-        notes=job.notes,
+        notes=(*job.notes, *remarks(job, [row for row in rows if row["status"] == "ok"])),
     )
     write_clip_report(path, report)
 
@@ -71,10 +72,30 @@ def facts_of(job: ClipJob, summary: Summary, rows: Sequence[Mapping[str, Any]]) 
     return {
         "nfe": detector.nfe,
         "frames": frames,
+        "frames_without_score": sum(row.get("n_without_score", 0) for row in scored),
         "frames_per_second": frames / seconds if seconds > 0 else None,
         **describe(detector.denoiser.device, detector.denoiser.precision),
         "device_busy": f"{summary.device_busy_share:.0%}",
     }
+
+
+def remarks(job: ClipJob, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the reader should know of the scored clips, one sentence each."""
+    said = [
+        f"{row['path']}: {row['n_without_score']} of {row['n_frames']} frames have no score, since too little came "
+        "before them after a gap"
+        for row in rows
+        if row.get("n_without_score")
+    ]
+    long = sum(row["p_value"] is None for row in rows)
+    calibration = job.detector.calibration
+    if long and calibration is not None:
+        longest = max(footage_seconds(times) for times, _ in calibration.clips)
+        said.append(
+            f"{long} of {len(rows)} clips have no p-value: they are too long to be compared with "
+            f"{len(calibration.lengths)} normal clips of at most {longest:.3g} s; their events have one each"
+        )
+    return said
 
 
 def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:

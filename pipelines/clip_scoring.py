@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from anodiff.anomaly.clips import ClipDetector
-from anodiff.anomaly.temporal import smooth_in_time
 from anodiff.engine.loop import Summary, run_job
 from anodiff.engine.progress import Progress
 from anodiff.engine.store import Item, ResultStore
 from anodiff.errors import ConfigError, DataError
 from anodiff.files import make_folder, write_csv, write_json
+from anodiff.pipelines import clip_baselines
 from anodiff.pipelines.clip_job import FRAMES, THUMBNAILS, ClipJob, ClipOutputs, FrameTable, event_of
-from anodiff.pipelines.clip_reporting import facts_of, write_report
+from anodiff.pipelines.clip_reporting import facts_of, remarks, write_report
+from anodiff.pipelines.clip_tracks import has_places, tracks_measured
 from anodiff.pipelines.common import file_digest, say, table_text
 from anodiff.pipelines.event_files import frame_rows, write_events_csv, write_frames_csv
 from anodiff.pipelines.scoring import COLUMNS
 
 if TYPE_CHECKING:
-    from anodiff.anomaly.video_baselines import VideoBaseline
-    from anodiff.config import VideoConfig
     from anodiff.data.video.table import ClipRow, ClipTable
     from anodiff.metrics.frames import ClipScores
     from anodiff.model import DiffusionModel
@@ -101,8 +101,9 @@ def evaluate(
     """Score and measure labelled clips; returns what was done and the metrics (empty where the run was interrupted).
 
     metrics.json holds the metrics of frame scores as they are, those smoothed over time under ``smoothed``, and what
-    the events at the calibrated threshold have reached under ``events``; with ``baselines``, baselines.json the same of
-    the trivial ones, without events. Nothing is normalised within a clip.
+    the events at the calibrated threshold have reached under ``events``; where boxes or masks are known, rbdc and tbdc.
+    With ``baselines``, baselines.json has the same of the baselines, without events and places, and baselines.csv a row
+    a method and clip, those that could not be read with their error. Nothing is normalised within a clip.
     """
     from anodiff.data.video.layouts import load_clips
 
@@ -111,7 +112,7 @@ def evaluate(
     say(f"{data}: layout {table.layout}; {len(rows)} clips to measure", quiet)
     items = [Item(row.id, row.path, row, file=stamped(row.path)) for row in rows]
     detector = ClipDetector(model, preset or model.config.preset, device=device, precision=precision, seed=seed)
-    job = job_of(model, detector, ClipOutputs(output, heatmaps=heatmaps), batch_size)
+    job = job_of(model, detector, ClipOutputs(output, heatmaps=heatmaps, boxes=has_places(rows)), batch_size)
     for note in job.notes:
         say(f"note: {note}", quiet)
     with ResultStore.open(output, run_settings(model_path, job), overwrite=overwrite) as store:
@@ -122,8 +123,11 @@ def evaluate(
         return summary, {}
     raw, smoothed = truths_of(job, items, recorded)
     seconds = [row["seconds"] for row in recorded if row["status"] == "ok"]
+    places, frames = tracks_measured(job, items, recorded), measured(raw, smoothed)
     metrics = {
-        **measured(raw, smoothed),
+        **frames,
+        **places,
+        "reasons": {**frames["reasons"], **places["reasons"]},
         "nfe": detector.nfe,
         "seconds_per_frame": sum(seconds) / len(seconds),
         "n_failed": sum(row["status"] == "failed" for row in recorded),
@@ -136,9 +140,7 @@ def evaluate(
     write_report(output / "report.html", job, items, recorded, facts=facts, metrics=metrics)
     typer.echo(table_text(["metric", "value", "95 % low", "high"], metric_rows(metrics)))
     if baselines:
-        compared = measure_baselines(rows, normal_rows(table), detector.video, quiet=quiet)
-        write_json(output / "baselines.json", compared)
-        typer.echo("\n" + table_text(["method", *SHOWN, "smoothed micro", "macro"], baseline_rows(metrics, compared)))
+        clip_baselines.run(table, rows, recorded, model, metrics, output, detector.denoiser.device, quiet=quiet)
     say(f"{summary.sentence().replace('images/s', 'clips/s')}; {detector.nfe} denoiser calls a frame", quiet)
     say(f"wrote {output / 'metrics.json'} and report.html", quiet)
     return summary, metrics
@@ -164,14 +166,16 @@ def score_items(
     pictured = outputs.heatmaps and job.scale is not None
     for name in (FRAMES, *["maps"] * outputs.maps, *["heatmaps", THUMBNAILS] * pictured):
         make_folder(outputs.folder / name)
+    before = job.detector.busy
     with Progress(len(items), "clips", "scoring", quiet=quiet) as progress:
         job.progress = progress
         summary = run_job(job, items, store, workers=workers, batch_size=1, progress=progress)
+    # A clip is read while it is computed: what counts is the time in which the device had work.
+    summary = replace(summary, device_busy_share=(job.detector.busy - before) / summary.seconds)
     store.export_csv(outputs.folder / "scores.csv", COLUMNS, items)
     rows = [row for row in store.rows(items) if row["status"] == "ok"]
-    for row in rows:
-        if row["error"]:
-            say(f"note: {row['error']}", quiet)
+    for sentence in (*(row["error"] for row in rows if row["error"]), *remarks(job, rows)):
+        say(f"note: {sentence}", quiet)
     write_frames_csv(outputs.folder / "frames.csv", every_frame(job, rows))
     write_events_csv(outputs.folder / "events.csv", (event_of(event) for row in rows for event in row["events"]))
     return summary
@@ -205,6 +209,8 @@ def run_settings(model_path: Path, job: ClipJob) -> dict[str, Any]:
     }
     settings |= {f"preprocess.{key}": value for key, value in detector.preprocess.items()}
     settings |= {f"video.{key}": value for key, value in detector.video_settings().items()}
+    # Runs from before there were boxes go on where none are kept.
+    settings |= {"boxes": True} if job.box_level is not None else {}
     return settings | {f"detector.{key}": value for key, value in detector.settings.to_json().items()}
 
 
@@ -233,13 +239,6 @@ def chosen(table: ClipTable, split: str | None, subset: int | None, seed: int) -
             "use anodiff score for clips of which nothing is known"
         )
     return rows
-
-
-def normal_rows(table: ClipTable) -> list[ClipRow]:
-    """The normal clips that a baseline may learn from."""
-    from anodiff.pipelines.clip_training import normal_clips
-
-    return normal_clips(table)
 
 
 def truths_of(
@@ -291,62 +290,4 @@ def metric_rows(metrics: dict[str, Any]) -> list[list[Any]]:
     parts = ((metrics, ""), (metrics["smoothed"], ", smoothed"))
     return [
         [name + said, part[name], *(part[f"{name}_ci95"] or (None, None))] for part, said in parts for name in SHOWN
-    ]
-
-
-def measure_baselines(
-    rows: Sequence[ClipRow], normals: Sequence[ClipRow], video: VideoConfig, *, quiet: bool = False
-) -> dict[str, Any]:
-    """{name: metrics} of the trivial methods on the same clips, smoothed over time in the same way."""
-    from anodiff.anomaly.video_baselines import standard_video_baselines
-
-    methods = standard_video_baselines()
-    found = {}
-    with Progress(len(methods) * len(rows), "clips", "baselines", quiet=quiet) as progress:
-        for method in methods:
-            method.fit(pixels_of(row, video) for row in normals)
-            clips = []
-            for row in rows:
-                clips.append(baseline_clip(method, row, video))
-                progress.update(1, method=method.name)
-            raw, smoothed = ([clip[part] for clip in clips if clip is not None] for part in (0, 1))
-            found[method.name] = measured(raw, smoothed)
-    return found
-
-
-def baseline_clip(method: VideoBaseline, row: ClipRow, video: VideoConfig) -> tuple[ClipScores, ClipScores] | None:
-    """A clip as a baseline scores it, as it is and smoothed; None where its truth is unknown."""
-    from anodiff.data.video.clip import open_clip
-    from anodiff.metrics.frames import clip_scores
-
-    times: list[float] = []
-
-    def pixels() -> Iterator[Any]:
-        for frame in clip:
-            times.append(frame.time)
-            yield frame.pixels
-
-    with open_clip(row.path, fps=row.fps or video.fps) as clip:
-        scores = method.scores(pixels())
-        truth = row.truth_at(times, broken=bool(clip.broken))
-    if truth is None:
-        return None
-    smooth = smooth_in_time(times, scores, video.smooth_s)
-    return clip_scores(row.id, scores, truth, times), clip_scores(row.id, smooth, truth, times)
-
-
-def pixels_of(row: ClipRow, video: VideoConfig) -> Iterator[Any]:
-    """The frames of a clip."""
-    from anodiff.data.video.clip import open_clip
-
-    with open_clip(row.path, fps=row.fps or video.fps) as clip:
-        for frame in clip:
-            yield frame.pixels
-
-
-def baseline_rows(metrics: dict[str, Any], compared: dict[str, Any]) -> list[list[Any]]:
-    """The model and the baselines as rows of a table."""
-    return [
-        [name, *(part[key] for key in SHOWN), part["smoothed"][SHOWN[0]], part["smoothed"][SHOWN[1]]]
-        for name, part in {"model": metrics, **compared}.items()
     ]

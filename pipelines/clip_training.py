@@ -134,7 +134,7 @@ def finish(trainer: Trainer, examples: ClipExamples, held: ClipSet, data: Path, 
     from anodiff.engine.device import describe as describe_device
     from anodiff.model import DiffusionModel
     from anodiff.pipelines.calibrate import store_calibration
-    from anodiff.pipelines.clip_calibration import fit
+    from anodiff.pipelines.clip_calibration import fit, remove_kept
 
     config, kept = trainer.config, examples.clips
     background = examples.input.background
@@ -157,11 +157,13 @@ def finish(trainer: Trainer, examples: ClipExamples, held: ClipSet, data: Path, 
     path = output / "model.safetensors"
     model.save(output / "uncalibrated.safetensors")  # hours of training are safe before the calibration begins
     detector = ClipDetector(model, config.preset, device=trainer.device, precision=trainer.precision)
-    store_calibration(model, detector.name, fit(detector, held, config.calibration, quiet=quiet))
+    keep = output / ".anodiff" / "calibration"
+    store_calibration(model, detector.name, fit(detector, held, config.calibration, keep=keep, quiet=quiet))
     for note in detector.notes:
         say(f"note: {note}", quiet)
     model.save(path)
     (output / "uncalibrated.safetensors").unlink()
+    remove_kept(keep)
     say(f"wrote {path} ({model.parameters / 1e6:.1f} M weights, calibrated for {config.preset!r})", quiet)
     return path
 

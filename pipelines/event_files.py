@@ -8,6 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from anodiff.anomaly.events import Event
 from anodiff.files import atomic_write, csv_text, write_csv
 
@@ -31,7 +33,7 @@ def event_row(event: Event) -> dict[str, Any]:
         "start": event.start,
         "end": event.end,
         "peak_time": event.peak_time,
-        "peak_score": event.peak_score,
+        "peak_score": np.float32(event.peak_score),
         "p_value": event.p_value,
         **box,
         "thumbnail": event.thumbnail,
@@ -51,7 +53,9 @@ def frame_rows(
         while spans is not None and at < len(spans) and spans[at][1] < time:
             at += 1
         inside = None if spans is None else at < len(spans) and spans[at][0] <= time
-        yield dict(zip(FRAME_COLUMNS, (clip, index, time, score, smoothed, inside), strict=True))
+        # Scores are float32 numbers, and written so.
+        known = (clip, index, time, np.float32(score), np.float32(smoothed), inside)
+        yield dict(zip(FRAME_COLUMNS, known, strict=True))
 
 
 def write_events_csv(path: str | os.PathLike[str], events: Iterable[Event]) -> Path:

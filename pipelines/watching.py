@@ -170,7 +170,6 @@ class Watch:
                 if self.options.duration is not None and frame.time - first >= self.options.duration:
                     return
                 if last is not None and frame.time - last > self.rule.settings.max_gap_s:
-                    self.scorer.reset()
                     self._backlog.put(_Gap(last, frame.time), keep=True)
                 elif last is not None:
                     summary.seconds += frame.time - last

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anodiff.anomaly.calibration import Calibration, p_values
+from anodiff.anomaly.calibration import Calibration
+from anodiff.anomaly.clip_blocks import p_value
+from anodiff.anomaly.temporal import Floats
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,15 @@ class ClipCalibration(Calibration):
     lengths: tuple[int, ...] = ()
     choices: tuple[tuple[int, bool, float], ...] = ()
 
-    def clip_p_value(self, score: float) -> float:
-        """p-value of a clip by its highest smoothed score, against those of the normal clips."""
-        smoothed = self.smoothed.split(list(self.lengths))
-        highest = torch.stack([clip.max() for clip in smoothed]).sort().values
-        return float(p_values(torch.tensor([score], dtype=torch.float64), highest))
+    def clip_p_value(self, score: float, seconds: float) -> float | None:
+        """p-value of a clip of so many seconds by its highest smoothed score, see `clip_blocks`; None: too long."""
+        return p_value(self.clips, score, seconds, float(self.video.get("smooth_s", 0.0)))[0]
+
+    @property
+    def clips(self) -> list[tuple[Floats, Floats]]:
+        """(times, scores before smoothing) of each normal clip."""
+        parts = zip(*(values.split(list(self.lengths)) for values in (self.times, self.series)), strict=True)
+        return [(times.numpy(), scores.numpy()) for times, scores in parts]
 
     def to_tensors(self) -> dict[str, Tensor]:
         """See `Calibration.to_tensors`."""

@@ -2,14 +2,16 @@
 
 The first part, with anomalies planted in it, sets the scale of the levels, the window and whether windows are divided
 by what is normal at their height. The second gives the scores of normal frames: threshold, p-values, and the series
-from which a threshold per hour is made. No clip with a real anomaly is ever looked at.
+from which a threshold per hour is made. No clip with a real anomaly is ever looked at, and no past across a gap.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +24,8 @@ from anodiff.anomaly.clips import ClipDetector
 from anodiff.anomaly.frame_scores import FrameScorer, row_scale
 from anodiff.anomaly.groups import assign_parts
 from anodiff.anomaly.temporal import smooth_in_time
+from anodiff.data.video.beat import after_gaps
+from anodiff.engine.pieces import Pieces, module_digest
 from anodiff.errors import DataError
 
 #: sides of the windows that are compared, as shares of the model's height
@@ -34,6 +38,8 @@ EPISODE_FRAMES = 12
 CLEARLY = 2.0
 #: pixels of normal maps behind the pixel thresholds, at most
 PIXELS_KEPT = 1 << 22
+#: frames that are kept, or computed again after a kill, at once
+CHUNK = 256
 
 Progress = Callable[[int], None]
 
@@ -45,6 +51,15 @@ class NormalClip:
     frames: Tensor
     times: Tensor
     group: str
+
+    def cut(self, begin: int, end: int) -> NormalClip:
+        """Some frames of it."""
+        return NormalClip(self.frames[begin:end], self.times[begin:end], self.group)
+
+    def stretches(self, fps: float | None, reach: int) -> list[NormalClip]:
+        """The pieces between gaps in which a frame has ``reach`` frames before it."""
+        gaps = np.flatnonzero(after_gaps(self.times.numpy(), fps)).tolist()
+        return [self.cut(*ends) for ends in pairwise([0, *gaps, len(self.frames)]) if ends[1] - ends[0] > reach]
 
 
 @dataclass(frozen=True)
@@ -65,27 +80,28 @@ def fit_clips(
     *,
     rate: float = 0.05,
     most_choosing: int = 600,
+    most_deciding: int | None = None,
     batch_size: int = 16,
     progress: Progress | None = None,
+    pieces: Pieces | None = None,
 ) -> ClipCalibration:
     """Calibrates the detector (it scores as calibrated from then on) and returns what a model file keeps.
 
     Args:
         clips: normal, with more frames each than the model reaches back.
         rate: false-alarm rate of the frame threshold: share of normal frames whose smoothed score may be above it.
-        most_choosing: frames of the first part that are used, spread evenly.
+        most_choosing: frames of the first part that are used, spread evenly, and as many planted ones.
+        most_deciding: frames of the second part that are scored: the first ones of each clip, shared out evenly; None
+            takes all.
         progress: called with the number of frames done.
+        pieces: where what is computed is kept, of `identity`.
 
     Raises:
-        DataError: fewer than two groups.
+        DataError: fewer than two groups, or clips without any frame that has enough past.
     """
-    groups = [clip.group for clip in clips]
-    if len(set(groups)) < 2:
-        raise DataError(f"calibration: expected normal clips of at least 2 groups, found {len(set(groups))}")
-    parts = assign_parts(groups, [1.0, 1.0], detector.seed)
-    choosing, deciding = ([clip for clip, part in zip(clips, parts, strict=True) if part == k] for k in (0, 1))
-    run = _Run(detector, batch_size, progress or (lambda _: None))
-    scorer, choices = choose(run, choosing, most_choosing)
+    run = _Run(detector, batch_size, progress or (lambda _: None), pieces or Pieces())
+    choosing, deciding = parts_of(detector, clips, most_deciding)
+    scorer, choices = choose(run, [one for clip in choosing for one in run.stretches(clip)], most_choosing)
     series = [run.scores(clip, scorer) for clip in deciding]
     smoothed = [
         torch.from_numpy(smooth_in_time(times.numpy(), scores.numpy(), detector.video.smooth_s))
@@ -125,12 +141,73 @@ def fit_clips(
     return calibration
 
 
-def frames_to_fit(detector: ClipDetector, clips: Sequence[NormalClip], most_choosing: int) -> int:
-    """How many frames `fit_clips` will compute, about: for a progress bar."""
-    total = sum(len(clip.frames) - detector.video.reach for clip in clips)
-    fixed = detector.video.window_px is not None and detector.video.bands is not None
-    planted = 0 if fixed else len(KINDS) * EPISODES * EPISODE_FRAMES
-    return min(most_choosing, total // 2) + total // 2 + planted
+def parts_of(
+    detector: ClipDetector, clips: Sequence[NormalClip], most_deciding: int | None = None
+) -> tuple[list[NormalClip], list[NormalClip]]:
+    """(clips to choose by, clips that decide, cut to what is scored of them): group-disjoint. Raises DataError."""
+    video = detector.video
+    groups = [clip.group for clip in clips]
+    if len(set(groups)) < 2:
+        raise DataError(f"calibration: expected normal clips of at least 2 groups, found {len(set(groups))}")
+    parts = assign_parts(groups, [1.0, 1.0], detector.seed)
+    usable = [bool(clip.stretches(video.fps, video.reach)) for clip in clips]
+    choosing, deciding = (
+        [clip for clip, part, there in zip(clips, parts, usable, strict=True) if part == k and there] for k in (0, 1)
+    )
+    if not choosing or not deciding:
+        raise DataError(
+            f"calibration: expected normal clips in both parts with {video.reach + 1} frames without a gap, found "
+            f"{len(choosing)} and {len(deciding)}"
+        )
+    if most_deciding is None:
+        return choosing, deciding
+    shares = evenly([len(clip.frames) - video.reach for clip in deciding], most_deciding)
+    kept = [clip.cut(0, video.reach + n) for clip, n in zip(deciding, shares, strict=True) if n]
+    return choosing, [clip for clip in kept if clip.stretches(video.fps, video.reach)]
+
+
+def evenly(sizes: Sequence[int], most: int) -> list[int]:
+    """How much of each is taken so that all are ``most`` at most: as alike as their sizes allow."""
+    taken, left = [0] * len(sizes), most
+    order = sorted(range(len(sizes)), key=lambda number: sizes[number])
+    for place, number in enumerate(order):
+        taken[number] = min(sizes[number], left // (len(order) - place))
+        left -= taken[number]
+    return taken
+
+
+def identity(detector: ClipDetector) -> dict[str, Any]:
+    """What errors of frames depend on beside their pixels: for `Pieces`."""
+    background = detector.input.background
+    return {
+        "weights": module_digest(detector.denoiser.denoiser),
+        "background": None if background is None else background.tolist(),
+        "settings": detector.settings.to_json(),
+        "video": detector.video_settings(),
+        "preprocess": detector.preprocess,
+        "seed": detector.seed,
+        "device": detector.denoiser.device.type,
+        "precision": detector.denoiser.precision,
+        "network_batch": detector.denoiser.network_batch,
+        "compiled": detector.denoiser.compiled,
+        "torch": torch.__version__,
+    }
+
+
+def frames_to_fit(
+    detector: ClipDetector, clips: Sequence[NormalClip], most_choosing: int, most_deciding: int | None = None
+) -> int:
+    """How many frames `fit_clips` will compute: for a progress bar. Raises DataError as that does."""
+    video = detector.video
+
+    def count(some: Sequence[NormalClip]) -> int:
+        return sum(len(one.frames) - video.reach for clip in some for one in clip.stretches(video.fps, video.reach))
+
+    choosing, deciding = parts_of(detector, clips, most_deciding)
+    total = count(choosing)
+    fixed = video.window_px is not None and video.bands is not None
+    planted = 0 if fixed else len(KINDS) * episodes_of_a_kind(most_choosing) * EPISODE_FRAMES
+    return math.ceil(total / max(1, math.ceil(total / most_choosing))) + planted + count(deciding)
 
 
 def choose(run: _Run, clips: Sequence[NormalClip], most: int) -> tuple[FrameScorer, list[Choice]]:
@@ -152,7 +229,10 @@ def choose(run: _Run, clips: Sequence[NormalClip], most: int) -> tuple[FrameScor
     ]
     if len(scorers) == 1:
         return scorers[0], []
-    planted = [run.detector.maps(run.errors(episode.frames), base).cpu() for episode in episodes(run.detector, clips)]
+    planted = [
+        run.detector.maps(run.errors(torch.from_numpy(episode.frames)), base).cpu()
+        for episode in episodes(run.detector, clips, most)
+    ]
     if not planted:
         raise DataError(
             "calibration: expected normal clips long enough to plant anomalies in "
@@ -199,53 +279,86 @@ def separation(scorer: FrameScorer, normal: Tensor, planted: Sequence[Tensor]) -
     return torch.stack(rows)
 
 
-def episodes(detector: ClipDetector, clips: Sequence[NormalClip]) -> list[Episode]:
+def episodes_of_a_kind(most: int) -> int:
+    """Planted episodes of each kind: of so many frames in all, at most, and one at least."""
+    return max(1, min(EPISODES, most // (len(KINDS) * EPISODE_FRAMES)))
+
+
+def episodes(detector: ClipDetector, clips: Sequence[NormalClip], most: int) -> Iterator[Episode]:
     """Planted episodes of every kind, in turn in all clips that are long enough, figures taken from the next clip."""
     reach = detector.video.reach
     long = [clip.frames.numpy() for clip in clips if len(clip.frames) >= frames_needed(EPISODE_FRAMES, reach)]
-    found = []
     for kind in KINDS:
-        for number in range(EPISODES if long else 0):
+        for number in range(episodes_of_a_kind(most) if long else 0):
             clip, donor = long[number % len(long)], long[(number + 1) % len(long)]
-            found.append(plant_clip(clip, kind, EPISODE_FRAMES, reach, detector.seed + number, donor))
-    return found
+            yield plant_clip(clip, kind, EPISODE_FRAMES, reach, detector.seed + number, donor)
 
 
 class _Run:
-    """The detector over whole clips, a batch at a time."""
+    """The detector over whole clips, a batch at a time; what it finds is kept in pieces of CHUNK frames."""
 
-    def __init__(self, detector: ClipDetector, batch_size: int, progress: Progress) -> None:
-        self.detector, self.batch_size, self.progress = detector, batch_size, progress
+    def __init__(self, detector: ClipDetector, batch_size: int, progress: Progress, pieces: Pieces) -> None:
+        self.detector, self.batch_size, self.progress, self.pieces = detector, batch_size, progress, pieces
 
-    def errors(self, frames: Tensor | np.ndarray, rows: Tensor | None = None) -> Tensor:
+    def stretches(self, clip: NormalClip) -> list[NormalClip]:
+        """See `NormalClip.stretches`."""
+        return clip.stretches(self.detector.video.fps, self.detector.video.reach)
+
+    def errors(self, frames: Tensor, rows: Tensor | None = None) -> Tensor:
         """Errors (L, N, h, w) of the frames of a clip (T, C, h, w) that have enough past, or of some of those rows."""
-        clip = torch.as_tensor(frames)
         if rows is None:
-            rows = torch.arange(self.detector.video.reach, len(clip))
-        offsets = torch.tensor(self.detector.video.offsets)
-        found = []
-        for part in rows.split(self.batch_size):
-            found.append(self.detector.errors(clip[part[:, None] - offsets]).cpu())
-            self.progress(len(part))
-        return torch.cat(found, dim=1)
+            rows = torch.arange(self.detector.video.reach, len(frames))
+        return torch.cat([self._errors(self._seen(frames, part)) for part in rows.split(CHUNK)], dim=1)
 
     def normal_errors(self, clips: Sequence[NormalClip], most: int) -> Tensor:
-        """Errors of at most ``most`` frames of several clips, spread evenly, (L, N, h, w)."""
+        """Errors of at most ``most`` frames of several clips without gaps, spread evenly, (L, N, h, w)."""
         reach = self.detector.video.reach
-        total = sum(len(clip.frames) - reach for clip in clips)
-        every = max(1, math.ceil(total / most))
-        return torch.cat([self.errors(c.frames, torch.arange(reach, len(c.frames), every)) for c in clips], dim=1)
+        counts = [len(clip.frames) - reach for clip in clips]
+        every = max(1, math.ceil(sum(counts) / most))
+        found, before = [], 0
+        for clip, count in zip(clips, counts, strict=True):
+            rows = torch.arange(reach + -before % every, len(clip.frames), every)
+            if len(rows):
+                found.append(self.errors(clip.frames, rows))
+            before += count
+        return torch.cat(found, dim=1)
 
     def scores(self, clip: NormalClip, scorer: FrameScorer) -> tuple[Tensor, Tensor, Tensor]:
-        """(times, scores, some pixels of the maps) of a clip, from its first frame with enough past on."""
-        detector = self.detector
-        reach = detector.video.reach
-        offsets = torch.tensor(detector.video.offsets)
-        values, pixels = [], []
-        for part in torch.arange(reach, len(clip.frames)).split(self.batch_size):
-            maps = detector.maps(detector.errors(clip.frames[part[:, None] - offsets]), scorer).cpu()
-            values.append(scorer.frames(maps)[0])
-            stride = max(1, math.ceil(len(clip.frames) * maps[0].numel() / PIXELS_KEPT))
-            pixels.append(maps.flatten()[::stride])
-            self.progress(len(part))
-        return clip.times[reach:], torch.cat(values), torch.cat(pixels)
+        """(times, scores, some pixels of the maps) of the frames of a clip that have enough past since the last gap."""
+        reach, (height, width) = self.detector.video.reach, self.detector.size
+        stride = max(1, math.ceil(len(clip.frames) * height * width / PIXELS_KEPT))
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        for one in self.stretches(clip):
+            for part in torch.arange(reach, len(one.frames)).split(CHUNK):
+                values, pixels = self._scores(self._seen(one.frames, part), scorer, stride)
+                found.append((one.times[part], values, pixels))
+        times, scores, pixels = (torch.cat(column) for column in zip(*found, strict=True))
+        return times, scores, pixels
+
+    def _seen(self, frames: Tensor, rows: Tensor) -> Tensor:
+        """What the model sees of these rows: (N, F, C, h, w)."""
+        return frames[rows[:, None] - torch.tensor(self.detector.video.offsets)]
+
+    def _errors(self, seen: Tensor) -> Tensor:
+        def make() -> dict[str, Tensor]:
+            parts = [self.detector.errors(part).cpu() for part in seen.split(self.batch_size)]
+            return {"errors": torch.cat(parts, dim=1)}
+
+        found = self.pieces.get("errors", [seen], make)["errors"]
+        self.progress(len(seen))
+        return found
+
+    def _scores(self, seen: Tensor, scorer: FrameScorer, stride: int) -> tuple[Tensor, Tensor]:
+        def make() -> dict[str, Tensor]:
+            values, pixels = [], []
+            for part in seen.split(self.batch_size):
+                maps = self.detector.maps(self.detector.errors(part), scorer).cpu()
+                values.append(scorer.frames(maps)[0])
+                pixels.append(maps.flatten()[::stride])
+            return {"values": torch.cat(values), "pixels": torch.cat(pixels)}
+
+        bands = torch.zeros(0) if scorer.band_scale is None else scorer.band_scale
+        kind = f"scores {scorer.window_px} {stride} {self.batch_size}"
+        found = self.pieces.get(kind, [seen, scorer.level_scale, bands], make)
+        self.progress(len(seen))
+        return found["values"], found["pixels"]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import contextlib
+import math
+import time as clocks
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +25,7 @@ from anodiff.anomaly.smoothing import smooth_maps
 from anodiff.config import VideoConfig
 from anodiff.data.clip_input import ClipInput, FramePreprocessor, Window, windows
 from anodiff.diffusion import image_keys
+from anodiff.engine.ahead import read_ahead
 from anodiff.engine.inference import InferenceDenoiser
 from anodiff.errors import ConfigError, InputError
 
@@ -33,6 +37,8 @@ WAITING = 4
 #: residuals that compare frames, and granularities that leave the rest to the bands
 RESIDUALS = ("absolute", "squared", "signed", "ssim")
 PLAIN = ("none", "auto")
+#: of a frame without a score
+NO_BOX = (0, 0, 0, 0)
 #: keys of the recipe on which no score depends
 SETTLED = {"false_alarms_per_hour"}
 
@@ -43,15 +49,17 @@ class ScoredFrame:
 
     Attributes:
         frame: as it was read.
-        score: of its largest window, before smoothing over time; higher = more anomalous.
-        box: (x, y, width, height) of that window in native pixels.
-        map: float32 (h, w) on the model's grid.
+        score: of its largest window, before smoothing over time; higher = more anomalous; nan = it has none.
+        box: (x, y, width, height) of that window in native pixels; NO_BOX without a score.
+        map: float32 (h, w) on the model's grid, nan without a score.
+        basis: the score is its ``own``, ``taken`` over from a neighbour, or there is ``none``.
     """
 
     frame: Frame
     score: float
     box: tuple[int, int, int, int]
     map: NDArray[np.float32]
+    basis: Literal["own", "taken", "none"] = "own"
 
 
 class ClipDetector:
@@ -64,7 +72,7 @@ class ClipDetector:
 
     Attributes:
         name, settings: of the preset, resolved. calibration: found in the model for exactly these settings, or None.
-        nfe: denoiser calls a frame. scorer: from maps to scores.
+        nfe: denoiser calls a frame. scorer: from maps to scores. busy: seconds of `see` so far.
 
     Raises:
         ConfigError: a model of images, or settings that clips cannot honour.
@@ -97,18 +105,20 @@ class ClipDetector:
             precision,
             network_batch or config.engine.network_batch,
             config.engine.compiled,
+            config.engine.max_memory,
         )
         self.input = ClipInput(config.video, model.constants.get("background"))
         self.prepare = FramePreprocessor(config)
         self.size: tuple[int, int] = config.preprocess.size
         self.nfe = self.settings.nfe_for(self.size)
         self.preprocess = config.preprocess.model_dump(mode="json")
+        self.busy = 0.0
         self.calibration: ClipCalibration | None = None
         known = [c for c in model.calibrations.values() if self._agrees(c)]
         if known:
             self.use(known[0])
         else:
-            self.scorer = FrameScorer.plain(self.video.window_px or self.size[0] // 5, len(self.settings.levels))
+            self.scorer = FrameScorer.plain(self.video.window_px or self.size[0] // 5, self.settings.reconstructions)
 
     def use(self, calibration: ClipCalibration) -> None:
         """Scores from now on as calibrated. Raises ConfigError where frames are prepared otherwise than for it."""
@@ -156,52 +166,85 @@ class ClipDetector:
             smooth_maps(fused, self.settings.smooth_px), self.settings.residual, self.settings.polarity
         )
 
-    def scores(self, clip: Iterable[Frame], batch_size: int = 16) -> Iterator[ScoredFrame]:
+    @torch.no_grad()
+    def see(self, frames: Tensor) -> Tensor:
+        """Anomaly maps (N, h, w), on the CPU, of uint8 frames as `errors` takes them; ``busy`` counts the seconds."""
+        began = clocks.perf_counter()
+        maps = self.maps(self.errors(frames)).cpu()
+        self.busy += clocks.perf_counter() - began
+        return maps
+
+    def scores(
+        self, clip: Iterable[Frame], batch_size: int = 16, *, ahead: int = 0
+    ) -> Generator[ScoredFrame, None, None]:
         """Every frame of a clip in order, in constant memory.
 
         Frames that are left out to thin the clip take the score of the one before; the first ones, which have too
-        little past, that of the first that has enough.
+        little past, that of the first that has enough. After a gap (`anodiff.data.clip_input.Beat`) the past begins
+        anew, and frames that have too little of it have no score.
+
+        ahead: frames that a thread reads and prepares before they are asked for, at most; 0 = no thread. Close the
+        generator before the clip then.
 
         Raises InputError: fewer frames than the model needs, or a size that changes.
         """
         waiting: list[Window] = []
         last: ScoredFrame | None = None
-        count = ready = 0
-        for window in windows(clip, self.prepare, self.video):
-            waiting.append(window)
-            count += 1
-            ready += window.seen is not None
-            if ready and (ready == batch_size or len(waiting) >= WAITING * batch_size):
-                for scored in self._scored(waiting, last):
-                    yield scored
-                    last = scored
-                waiting, ready = [], 0
-        if last is None and not ready:
-            raise InputError(f"expected at least {self.video.reach + 1} frames at the model's rate, found {count}")
+        count = ready = own = 0
+        made = windows(clip, self.prepare, self.video)
+        with contextlib.closing(read_ahead(made, ahead) if ahead else made) as seen:
+            for window in seen:
+                waiting.append(window)
+                count += 1
+                ready += window.seen is not None
+                settled = ready or last is not None or window.fresh
+                if ready == batch_size or (settled and len(waiting) >= WAITING * batch_size):
+                    for scored in self._scored(waiting, last):
+                        yield scored
+                        last = scored
+                    own, waiting, ready = own + ready, [], 0
+        if not own and not ready:
+            raise InputError(
+                f"expected at least {self.video.reach + 1} frames without a gap at the model's rate, found {count}"
+                f"{' with gaps' if last is not None or any(window.fresh for window in waiting) else ''}"
+            )
         yield from self._scored(waiting, last)
 
     def _scored(self, waiting: Sequence[Window], last: ScoredFrame | None) -> Iterator[ScoredFrame]:
-        """Scores of all frames that wait, with one call for those that the model sees."""
-        seen = [np.stack(window.seen) for window in waiting if window.seen is not None]
-        found: Iterator[ScoredFrame] = iter(())
-        if seen:
-            geometry = self.prepare.geometry(waiting[0].frame.pixels)
-            maps = self.maps(self.errors(torch.from_numpy(np.stack(seen)))).cpu()
-            values, places = self.scorer.frames(maps, geometry.box)
-            current = [window.frame for window in waiting if window.seen is not None]
-            found = iter(
-                [
-                    ScoredFrame(frame, float(value), self.scorer.native(place, geometry), one.numpy())
-                    for frame, value, place, one in zip(current, values, places.tolist(), maps, strict=True)
-                ]
-            )
+        """Scores of all frames that wait, with one call for those that the model sees.
+
+        last: the frame before them; None at the start of a clip, whose first frames wait for the first that is seen.
+        """
+        found = iter(self._own(waiting))
         ahead = next(found, None)
+        decisive = next((window for window in waiting if window.fresh or window.seen is not None), None)
+        first = ahead if last is None and decisive is not None and not decisive.fresh else None
         for window in waiting:
             if window.seen is not None:
                 assert ahead is not None
                 last, ahead = ahead, next(found, None)
                 yield last
                 continue
-            source = last or ahead
-            assert source is not None
-            yield ScoredFrame(window.frame, source.score, source.box, source.map)
+            source = None if window.fresh else last or first
+            if source is None or source.basis == "none":
+                last = self._unscored(window.frame)
+                yield last
+            else:
+                yield replace(source, frame=window.frame, basis="taken")
+
+    def _own(self, waiting: Sequence[Window]) -> list[ScoredFrame]:
+        """The frames that the model sees, scored."""
+        current = [window for window in waiting if window.seen is not None]
+        if not current:
+            return []
+        geometry = self.prepare.geometry(current[0].frame.pixels)
+        maps = self.see(torch.from_numpy(np.stack([np.stack(window.seen or ()) for window in current])))
+        values, places = self.scorer.frames(maps, geometry.box)
+        return [
+            ScoredFrame(window.frame, float(value), self.scorer.native(place, geometry), one.numpy())
+            for window, value, place, one in zip(current, values, places.tolist(), maps, strict=True)
+        ]
+
+    def _unscored(self, frame: Frame) -> ScoredFrame:
+        nothing = np.broadcast_to(np.float32(math.nan), self.size)
+        return ScoredFrame(frame, math.nan, NO_BOX, nothing, "none")

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from anodiff.anomaly.events import Box
+from anodiff.data.video.beat import Beat
 from anodiff.data.video.clip import Frame
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class ClipScorer(Protocol):
         """Scores of windows, whatever was left out between them. Another thread than `window`'s may call it."""
 
     def reset(self) -> None:
-        """Forgets the past: the next frame does not follow the last one."""
+        """Forgets the past: the next frame does not follow the last one. After a gap `window` does so by itself."""
 
 
 class _Pushing:
@@ -87,11 +88,13 @@ class WindowScorer(_Pushing):
             raise ValueError(f"expected lags of at least one frame, found {list(lags)}")
         self.function, self.lags, self.reach = function, tuple(lags), max(lags, default=0)
         self._past: deque[NDArray[np.uint8]] = deque(maxlen=self.reach + 1)
+        self._beat = Beat()
 
     def window(self, frame: Frame) -> Window | None:
         """See `ClipScorer`; a frame of another size starts anew."""
-        if self._past and self._past[-1].shape != frame.pixels.shape:
-            self.reset()
+        resized = bool(self._past) and self._past[-1].shape != frame.pixels.shape
+        if self._beat.gap(frame.time) or resized:
+            self._past.clear()
         self._past.append(frame.pixels)
         if len(self._past) <= self.reach:
             return None
@@ -113,6 +116,7 @@ class WindowScorer(_Pushing):
     def reset(self) -> None:
         """See `ClipScorer`."""
         self._past.clear()
+        self._beat = Beat()
 
 
 class DetectorScorer(_Pushing):
@@ -138,9 +142,7 @@ class DetectorScorer(_Pushing):
         import torch
 
         detector = self.detector
-        frames = torch.from_numpy(np.stack([np.stack(window.seen) for window in windows]))
-        with torch.no_grad():
-            maps = detector.maps(detector.errors(frames)).cpu()
+        maps = detector.see(torch.from_numpy(np.stack([np.stack(window.seen) for window in windows])))
         geometry = detector.prepare.geometry(windows[0].frame.pixels)
         scores, places = detector.scorer.frames(maps, geometry.box)
         top, left, height, width = geometry.box

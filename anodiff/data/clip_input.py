@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anodiff.data.preprocess import Geometry, Preprocessor, resize
+from anodiff.data.video.beat import Beat
 from anodiff.errors import InputError
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class ClipInput:
             plain = plain - self.background.to(plain.device)
         plain = plain * self.video.gain
         now, past = plain[:, 0], plain[:, 1:]
-        if self.video.mode == "joint":
+        if self.video.mode in ("joint", "space-time"):
             return plain.flatten(1, 2), None
         if self.video.mode == "difference":
             return torch.cat([now, now - past[:, 0]], dim=1), None
@@ -104,11 +105,13 @@ class Window:
     """A frame, and what the model sees with it: uint8 (C, h, w) each, the frame itself first, then older ones.
 
     seen is None where too little came before, and where the frame is left out (``kept`` False) to thin the clip.
+    fresh: the first one after a gap, see `Beat`.
     """
 
     frame: Frame
     kept: bool
     seen: tuple[Pixels, ...] | None
+    fresh: bool = False
 
 
 def thinned(frames: Iterable[Frame], fps: float | None) -> Iterator[tuple[Frame, bool]]:
@@ -131,11 +134,20 @@ def thinned(frames: Iterable[Frame], fps: float | None) -> Iterator[tuple[Frame,
         yield frame, kept
 
 
-def windows(frames: Iterable[Frame], prepare: FramePreprocessor, video: VideoConfig) -> Iterator[Window]:
-    """Every frame of a clip with the past that the model sees, in constant memory. Raises InputError as `thinned`."""
+def windows(
+    frames: Iterable[Frame], prepare: Callable[[Pixels], Pixels], video: VideoConfig
+) -> Generator[Window, None, None]:
+    """Every frame of a clip with the past that the model sees, in constant memory; after a gap the past begins anew.
+
+    prepare: what a `FramePreprocessor` does, or less. Raises InputError as `thinned`.
+    """
     past: deque[Pixels] = deque(maxlen=video.reach + 1)
+    beat = Beat(video.fps)
     for frame, kept in thinned(frames, video.fps):
+        fresh = kept and beat.gap(frame.time)
+        if fresh:
+            past.clear()
         if kept:
             past.append(prepare(frame.pixels))
         complete = kept and len(past) > video.reach
-        yield Window(frame, kept, tuple(past[-1 - back] for back in video.offsets) if complete else None)
+        yield Window(frame, kept, tuple(past[-1 - back] for back in video.offsets) if complete else None, fresh)

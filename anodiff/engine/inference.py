@@ -94,6 +94,11 @@ class InferenceDenoiser:
         pieces = self._run(self.denoiser, x, sigma, context, label)
         return torch.cat([piece.float() for piece in pieces]) if pieces else torch.empty_like(x, device=self.device)
 
+    @property
+    def sees_image(self) -> bool:
+        """Whether each call needs the noise-free image as its context, see `Denoiser`."""
+        return bool(getattr(self.denoiser, "sees_image", False))
+
     def with_variance(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
         """The estimate and where the reverse variance lies, see `Denoiser.with_variance`; both (N, C, *S) float32."""
         pieces = self._run(self.denoiser.with_variance, x, sigma)  # type: ignore[arg-type]

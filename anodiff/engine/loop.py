@@ -32,6 +32,10 @@ RUN_ENDING = (StorageError, ConfigError, ModelFileError)  # these are about the 
 _STOPPING = b"\nstopping after the batch in hand; the same command goes on from there (Ctrl-C again stops at once)\n"
 
 
+class Stopped(BaseException):
+    """Raised in `Job.compute` when the run was asked to stop: the batch is left undone, as if never begun."""
+
+
 class Job(Protocol[Loaded, Computed]):
     """What a job supplies. `read` and `write` run in threads, `compute` in the caller's thread."""
 
@@ -103,6 +107,7 @@ def run_job(
     batch_size: int = 16,
     ahead: int | None = None,
     progress: Progress | None = None,
+    stop: Stop | None = None,
 ) -> Summary:
     """Runs `job` over `items` and records every row in `store`; items finished by an earlier run are not touched.
 
@@ -115,6 +120,7 @@ def run_job(
         batch_size: items handed to `compute` at once (a short batch only at the end, or where inputs failed to read).
         ahead: items that may be read before they are computed, and as many results that may wait to be written; by
             default two batches of each, and an item a reader. For large items 1.
+        stop: knows when the run was asked to stop, for a job whose batches take long: it then raises `Stopped`.
 
     Raises:
         StorageError: results cannot be written; what was computed before is recorded where possible.
@@ -127,7 +133,7 @@ def run_job(
     progress.skip(len(done))
     busy = 0.0
     with (
-        _Stop() as stop,
+        stop or Stop() as stop,
         _Writers(job, store, progress, workers, ahead or 2 * batch_size) as writers,
         contextlib.closing(
             _batches(job, todo, workers, batch_size, ahead or 2 * batch_size + workers, stop, writers)
@@ -135,8 +141,12 @@ def run_job(
     ):
         for batch in batches:
             started = time.monotonic()
-            outcomes = _compute(job, [entry.loaded for entry in batch])
-            busy += time.monotonic() - started
+            try:
+                outcomes = _compute(job, [entry.loaded for entry in batch])
+            except Stopped:
+                break
+            finally:
+                busy += time.monotonic() - started
             for entry, outcome in zip(batch, outcomes, strict=True):
                 writers.put(entry.item, entry.stamp, outcome)
     seconds = max(time.monotonic() - began, 1e-9)
@@ -176,7 +186,7 @@ def _batches(
     workers: int,
     batch_size: int,
     ahead: int,
-    stop: _Stop,
+    stop: Stop,
     writers: _Writers,
 ) -> Generator[list[_Read[Loaded]], None, None]:
     """Batches of read items, in order, read ahead by so many; unreadable ones go straight to the writers."""
@@ -288,14 +298,14 @@ def _full_disk(item: Item) -> Any:
     return storage_errors(f"the results of {item.path}")
 
 
-class _Stop:
+class Stop:
     """Turns the first Ctrl-C or SIGTERM into a request to stop, a second into KeyboardInterrupt (main thread only)."""
 
     def __init__(self) -> None:
         self.asked = False
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> _Stop:
+    def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._on_signal)

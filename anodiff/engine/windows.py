@@ -44,7 +44,7 @@ class WindowDenoiser:
         taper: "hann" (sine squared) or "linear" (triangle).
 
     Attributes:
-        calls: windows asked for so far. device, precision, compiled, notes: of the inner denoiser.
+        calls: windows asked for so far. device, precision, compiled, notes, sees_image: of the inner denoiser.
 
     Raises:
         ConfigError: a side below 1, an overlap outside [0, 0.9], another taper.
@@ -64,6 +64,7 @@ class WindowDenoiser:
         self.precision: str = getattr(denoiser, "precision", "fp32")
         self.compiled: bool = getattr(denoiser, "compiled", False)
         self.notes: list[str] = getattr(denoiser, "notes", [])
+        self.sees_image: bool = getattr(denoiser, "sees_image", False)
         self.calls = 0
 
     @property

@@ -104,7 +104,8 @@ def test_examples_stay_within_their_clip_and_are_the_recorded_change(tiny_recipe
 
 
 @pytest.mark.parametrize(
-    ("mode", "target"), [("predict", "change"), ("predict", "frame"), ("joint", "frame"), ("difference", "frame")]
+    ("mode", "target"),
+    [("predict", "change"), ("predict", "frame"), ("joint", "frame"), ("space-time", "frame"), ("difference", "frame")],
 )
 def test_every_variant_fits_the_network_that_its_recipe_builds(
     tiny_recipe: dict[str, Any], mode: str, target: str

@@ -1,8 +1,15 @@
-"""A folder of frames as a clip: PNG, JPEG, BMP, TIFF or NPY files in natural order, at a rate that the user states."""
+"""A folder of frames as a clip: PNG, JPEG, BMP, TIFF or NPY files in natural order, at a rate that the user states.
+
+Where the names count the frames, a number that is missing is a frame that is missing: the next one is later.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -33,6 +40,7 @@ class FrameFolder(Clip):
                     f"{self._folder}: expected a folder of at least {MIN_FRAMES} frames, found {len(self._files)}"
                 )
             height, width, channels = frame_pixels(self._files[0], self._max_pixels).shape
+            self._places = frame_places([os.path.basename(file) for file in self._files])
             self._info = ClipInfo(self._folder, height, width, channels, len(self._files), self._fps)
         return self._info
 
@@ -42,8 +50,8 @@ class FrameFolder(Clip):
     def _frames(self) -> Iterator[Frame]:
         info = self.info
         shape = (info.height, info.width, info.channels)
-        for index, file in enumerate(self._files):
-            time = index / self._fps
+        for index, (file, place) in enumerate(zip(self._files, self._places, strict=True)):
+            time = place / self._fps
             try:
                 pixels = frame_pixels(file, self._max_pixels)
                 if pixels.shape != shape:
@@ -54,6 +62,34 @@ class FrameFolder(Clip):
                 self.broken = f"{self._folder}: broke off after {index} frames, at {time:.2f} s: {error}"
                 return
             yield Frame(index, time, pixels)
+
+
+def frame_places(names: Sequence[str]) -> list[float]:
+    """Where each frame stands in its clip, counted in frames from the first one (0), by the numbers in the names.
+
+    Numbers count where they rise from name to name, all else in the names is alike, and more than half of the steps
+    are of one size, which is one frame (1, or 5 where every fifth frame was kept). Else names are only an order.
+    """
+    numbers = _counted([os.path.splitext(name)[0] for name in names])
+    order = [float(place) for place in range(len(names))]
+    if numbers is None:
+        return order
+    steps = [after - before for before, after in pairwise(numbers)]
+    (step, count), *_ = Counter(steps).most_common(1) or [(0, 0)]
+    if min(steps, default=0) <= 0 or 2 * count <= len(steps):
+        return order
+    return [(number - numbers[0]) / step for number in numbers]
+
+
+def _counted(stems: Sequence[str]) -> list[int] | None:
+    """The one number in which the stems differ, or None."""
+    parts = [re.split(r"([0-9]+)", stem) for stem in stems]
+    if len({len(each) for each in parts}) != 1:
+        return None
+    columns = list(zip(*parts, strict=True))
+    words, numbers = columns[::2], [[int(cell) for cell in column] for column in columns[1::2]]
+    differ = [column for column in numbers if len(set(column)) > 1]
+    return differ[0] if len(differ) == 1 and all(len(set(word)) == 1 for word in words) else None
 
 
 def frame_pixels(file: str, max_pixels: int) -> np.ndarray:

@@ -197,8 +197,12 @@ def open_container(
 
 
 def video_stream(container: InputContainer, path: str, max_pixels: int) -> VideoStream:
-    """The video stream that FFmpeg thinks best. Raises InputError where there is none, or its frames are too large."""
-    stream: Any = container.streams.best("video")
+    """The video stream of the largest pictures, as the ffmpeg tool takes it, the first one of equals; no cover.
+
+    Raises InputError where there is none, or its frames are too large.
+    """
+    streams: list[Any] = [each for each in container.streams.video if not _is_cover(each)]
+    stream = max(streams, key=lambda each: each.codec_context.width * each.codec_context.height, default=None)
     if stream is None:
         container.close()
         raise InputError(f"{shown(path)}: expected a video, found a file without pictures")
@@ -210,6 +214,13 @@ def video_stream(container: InputContainer, path: str, max_pixels: int) -> Video
             f"found {context.width}x{context.height}"
         )
     return stream
+
+
+def _is_cover(stream: VideoStream) -> bool:
+    """Whether a stream is a picture that stands for the file, as songs and films have it."""
+    from av.stream import Disposition
+
+    return bool(stream.disposition & Disposition.attached_pic)
 
 
 class Decoded:

@@ -29,6 +29,7 @@ class ClipRow:
         events: (start, end) in seconds of what is anomalous, () = nothing; None = unknown, or known by frame.
         masks: the pixel truth, which ``anodiff.data.video.masks`` reads: a folder, an NPY or a MAT file; "" = none.
         fps: frames a second that a folder of frames was taken at, None = by the clip itself.
+        tracks: annotated boxes (n, 6): track, frame, x first, y first, x last, y last in native pixels; None = unknown.
     """
 
     path: str
@@ -39,6 +40,7 @@ class ClipRow:
     events: tuple[tuple[float, float], ...] | None = None
     masks: str = ""
     fps: float | None = None
+    tracks: NDArray[np.float64] | None = None
 
     def truth_at(self, times: ArrayLike, *, broken: bool = False) -> NDArray[np.bool_] | None:
         """bool (n,): which of the frames that were read, at these times in seconds, are anomalous; None = unknown.

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from anodiff.data.video.clip import expand_clips, open_clip, shown
+from anodiff.data.video.frames import frame_places
 from anodiff.errors import DataError, InputError
 
 Write = Callable[..., Path]
@@ -148,3 +149,38 @@ def test_ped2_is_28_clips_of_240x160(data_root: Path) -> None:
     assert len(found) == 28
     with open_clip(found[0].path, fps=10) as clip:
         assert (clip.info.width, clip.info.height, clip.info.channels) == (240, 160, 1)
+
+
+def test_a_number_that_is_missing_is_a_frame_that_is_missing(tmp_path: Path) -> None:
+    for k in (1, 2, 3, 7, 8):
+        save(tmp_path / "clip" / f"cam2_{k:03d}.png", np.full((16, 24), k, np.uint8))
+    with open_clip(tmp_path / "clip", fps=10) as clip:
+        frames = list(clip)
+    assert [frame.index for frame in frames] == [0, 1, 2, 3, 4]
+    assert [frame.time for frame in frames] == pytest.approx([0, 0.1, 0.2, 0.6, 0.7])
+
+
+@pytest.mark.parametrize(
+    ("names", "places"),
+    [
+        (["5", "10", "15", "30"], [0, 1, 2, 5]),  # every fifth frame was kept
+        (["f1", "f2", "f10"], [0, 1, 2]),  # no step is usual
+        (["a", "b", "c"], [0, 1, 2]),
+        (["7"], [0]),
+        (["1", "1_b", "2"], [0, 1, 2]),
+        (["cam1_1", "cam2_2", "cam3_3"], [0, 1, 2]),  # two numbers differ: neither says what it counts
+        (["day_001", "day_002", "night_004", "night_005"], [0, 1, 2, 3]),
+    ],
+)
+def test_numbers_count_frames_only_where_they_clearly_do(names: list[str], places: list[float]) -> None:
+    assert frame_places([f"{name}.jpg" for name in names]) == places
+
+
+def test_a_folder_is_read_up_to_a_jpeg_that_was_cut_off(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "clip", 6, "jpg")
+    whole = (folder / "3.jpg").read_bytes()
+    (folder / "3.jpg").write_bytes(whole[: 2 * len(whole) // 3])
+    with open_clip(folder, fps=10) as clip:
+        assert len(list(clip)) == 3
+    assert clip.broken is not None
+    assert clip.broken.startswith(f"{folder}: broke off after 3 frames, at 0.30 s: {folder / '3.jpg'}")

@@ -272,3 +272,33 @@ def test_colours_are_those_of_the_matrix_that_the_file_names(
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     assert read(path)[0][0].pixels[4, 4] == pytest.approx(colour, abs=3)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
+def test_of_two_streams_one_is_read_whole(tmp_path: Path, suffix: str) -> None:
+    """A large picture beside a small preview that is shorter, and sound that is longer than both."""
+    path = tmp_path / f"two.{suffix}"
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("mpeg4", rate=10) for _ in range(2)]
+        for stream, (height, width) in zip(streams, ((16, 24), (48, 64)), strict=True):
+            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        sound = container.add_stream("aac" if suffix == "mp4" else "mp2", rate=16000, layout="mono")
+        for k in range(12):
+            for stream, shade in zip(streams, (250, 20 + 15 * k), strict=True):
+                if stream is streams[1] or k < 6:
+                    pixels = np.full((stream.height, stream.width, 3), shade, np.uint8)
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels).reformat(format="yuv420p")))
+        kind = "fltp" if suffix == "mp4" else "s16"
+        for k in range(40):
+            silence = np.zeros((1, 1024), np.float32 if kind == "fltp" else np.int16)
+            audio = av.AudioFrame.from_ndarray(silence, format=kind, layout="mono")
+            audio.sample_rate, audio.pts = 16000, 1024 * k
+            container.mux(sound.encode(audio))
+        for stream in (*streams, sound):
+            container.mux(stream.encode())
+    with open_clip(path) as clip:
+        assert (clip.info.height, clip.info.width) == (48, 64)
+        frames = list(clip)
+    assert clip.broken is None
+    assert [frame.time for frame in frames] == pytest.approx([k / 10 for k in range(12)], abs=1e-3)
+    assert [float(frame.pixels.mean()) for frame in frames] == pytest.approx([20 + 15 * k for k in range(12)], abs=6)

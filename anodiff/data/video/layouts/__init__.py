@@ -11,6 +11,7 @@ from typing import NamedTuple
 from anodiff.data.video.clip import expand_clips
 from anodiff.data.video.layouts import avenue, events, shanghaitech, ucsd, umn
 from anodiff.data.video.table import ClipRow, ClipTable, clip_table
+from anodiff.data.video.tracks import with_tracks
 from anodiff.errors import DataError, InputError
 
 PLAIN = "clips"
@@ -49,7 +50,7 @@ def load_clips(data: str | os.PathLike[str], layout: str = "auto") -> ClipTable:
     """The table of a data set of clips: a folder in one of the CLIP_LAYOUTS, or one video.
 
     Raises DataError: no such path, an unknown layout, a folder that does not have the named layout, has no clip, or
-    whose truth cannot be used.
+    whose truth cannot be used. A tracks.csv in the folder is read with any layout.
     """
     path = Path(data)
     if not path.exists():
@@ -62,7 +63,7 @@ def load_clips(data: str | os.PathLike[str], layout: str = "auto") -> ClipTable:
             raise DataError(f"{path}: unknown layout {name!r} of clips; {hint}")
         if not CLIP_LAYOUTS[name].matches(path):
             raise DataError(f"{path}: expected the layout {name!r}, found another; layout 'auto' finds the right one")
-        return CLIP_LAYOUTS[name].load(path)
+        return with_tracks(CLIP_LAYOUTS[name].load(path))
     except InputError as error:
         raise DataError(str(error)) from None
     except OSError as error:
