@@ -14,7 +14,7 @@ from anodiff.data.table import group_keys
 from anodiff.data.volumes.read import read_volume
 from anodiff.errors import InputError
 from anodiff.pipelines.common import drawn, left_out, say
-from anodiff.pipelines.volume_scoring import OPEN_KEYS, open_volume_model
+from anodiff.pipelines.volume_scoring import OPEN_KEYS, network_batch, open_volume_model
 
 if TYPE_CHECKING:
     from anodiff.config import CalibrationConfig
@@ -34,7 +34,7 @@ def run(
     allow_trained: bool = False,
     device: str = "auto",
     precision: str = "auto",
-    batch_size: int = 16,
+    batch_size: int | None = None,
     seed: int = 0,
     overrides: list[str] | None = None,
     quiet: bool = False,
@@ -47,7 +47,10 @@ def run(
     from anodiff.pipelines.calibrate import normal_parts, store_calibration
 
     model, notes = open_volume_model(model_path, overrides, CALIBRATED_KEYS)
-    detector = VolumeDetector(model, preset or model.config.preset, device=device, precision=precision, seed=seed)
+    detector = VolumeDetector(
+        model, preset or model.config.preset, device=device, precision=precision, seed=seed,
+        network_batch=network_batch(batch_size, overrides),
+    )  # fmt: skip
     say(f"{normals}: layout {samples.layout}", quiet)
     fitting, deciding = normal_parts(samples)
     if notes:
@@ -55,7 +58,7 @@ def run(
     else:
         notes = learnt_from(model, drawn(deciding, model.config.calibration.threshold_images, seed), normals,
                             allow_trained, quiet)  # fmt: skip
-    calibration, failed = fit(detector, deciding, fitting, model.config.calibration, batch_size=batch_size, quiet=quiet)
+    calibration, failed = fit(detector, deciding, fitting, model.config.calibration, quiet=quiet)
     store_calibration(model, detector.name, calibration)
     model.save(output)
     for note in (*notes, *detector.notes):
@@ -110,7 +113,6 @@ def fit(
     fitting: SampleTable | None,
     config: CalibrationConfig,
     *,
-    batch_size: int | None = None,
     quiet: bool = False,
 ) -> tuple[VolumeCalibration, tuple[str, ...]]:
     """Fits the detector on the volumes of two tables, with a progress bar; see `fit_volumes`."""
@@ -126,7 +128,6 @@ def fit(
             second,
             Limits(config.rate, config.standardise_images, config.threshold_images),
             progress=lambda count: progress.update(count),
-            batch_size=batch_size,
         )
 
 

@@ -18,7 +18,14 @@ from anodiff.metrics import evaluate_pools, pool_maps
 from anodiff.pipelines.common import drawn, say, table_text
 from anodiff.pipelines.scoring import items_of_table
 from anodiff.pipelines.volume_job import VolumeItem, VolumeJob, VolumeOutputs, load_voxels
-from anodiff.pipelines.volume_scoring import open_volume_model, refuse_format, remark_notes, score_items, settings_of
+from anodiff.pipelines.volume_scoring import (
+    network_batch,
+    open_volume_model,
+    refuse_format,
+    remark_notes,
+    score_items,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     from anodiff.data.table import SampleTable
@@ -41,6 +48,7 @@ def run(
     overwrite: bool = False,
     device: str = "auto",
     precision: str = "auto",
+    batch_size: int | None = None,
     seed: int = 0,
     overrides: list[str] | None = None,
     quiet: bool = False,
@@ -69,7 +77,10 @@ def run(
     say(f"{data}: layout {samples.layout}; {len(chosen)} volumes to measure", quiet)
     items = volume_items(drawn(chosen, subset, seed))
     refuse_unlabelled(items, data)
-    detector = VolumeDetector(model, preset or model.config.preset, device=device, precision=precision, seed=seed)
+    detector = VolumeDetector(
+        model, preset or model.config.preset, device=device, precision=precision, seed=seed,
+        network_batch=network_batch(batch_size, overrides),
+    )  # fmt: skip
     detector.check()
     outputs = VolumeOutputs(output, heatmaps=heatmaps, measured=True)
     job = VolumeJob(detector, outputs, model.config.preprocess.channel, None if notes else model.seen)

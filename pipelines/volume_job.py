@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anodiff.anomaly.candidates import Candidate, find_candidates
+from anodiff.anomaly.candidates import Candidates, find_candidates
 from anodiff.anomaly.volume_calibration import VolumeCalibration
 from anodiff.anomaly.volume_fitting import native_spacing
+from anodiff.anomaly.volume_origin import raw_values
 from anodiff.anomaly.volumes import SliceScore, VolumeDetector, VolumeResult
 from anodiff.data.volumes.discover import split_mark
 from anodiff.data.volumes.marks import channel_files, split_labels
@@ -161,8 +162,7 @@ class VolumeJob:
         if foreign:
             raise InputError(f"{volume.path}: {foreign}")
         spacing = native_spacing(volume, self.detector.config.orientation)
-        doubt = calibration.origin.foreign_spacing(spacing)
-        return () if doubt is None else (doubt,)
+        return calibration.origin.doubts(volume.modality, spacing, raw_values(volume))
 
     def compute(self, batch: list[LoadedVolume]) -> Sequence[ScoredVolume]:
         """Scores volumes one at a time on the device."""
@@ -193,15 +193,15 @@ class VolumeJob:
         if self.outputs.heatmaps and self.scale is not None:
             files["heatmap"] = f"heatmaps/{item.id}.png"
             self.draw(self.outputs.folder / files["heatmap"], volume, computed.loaded.mask, values, peak)
-        candidates: list[Candidate] = []
-        marked = np.zeros(volume.shape, dtype=bool)
-        if self.quantiles is not None:
-            least = self.detector.config.min_volume_mm3
-            candidates, marked = find_candidates(
-                values, inside, self.quantiles[0.99], affine_mm(volume), self.quantiles, least
+        candidates = self._candidates(volume, values, inside)
+        remarks = [*computed.loaded.remarks, *result.remarks]
+        if candidates.left_out:
+            total = len(candidates.listed) + candidates.left_out
+            remarks.append(
+                f"{total:,} candidates: the {len(candidates.listed):,} with the highest peaks are listed, "
+                f"{candidates.left_out:,} are left out (volume.max_candidates, volume.min_volume_mm3)"
             )
-        remarks = list(computed.loaded.remarks)
-        dicom = self._write_dicom(item, volume, values, marked, remarks)
+        dicom = self._write_dicom(item, volume, values, candidates.marked, remarks)
         calibration = self.detector.volume_calibration
         threshold = None if calibration is None else calibration.volume_threshold
         return {
@@ -214,12 +214,28 @@ class VolumeJob:
             "map_spread": map_spread(values[inside] if inside.any() else values),
             "peak": list(peak),
             "slices": [native_slice(computed.loaded.prepared, each) for each in result.slices],
-            "lesions": [asdict(candidate) for candidate in candidates],
+            "lesions": [asdict(candidate) for candidate in candidates.listed],
+            "lesions_left_out": candidates.left_out,
             "remarks": remarks,
             "trained_on": computed.loaded.trained_on,
             "files": [*files.values(), *dicom],
             **files,
         }
+
+    def _candidates(self, volume: Volume, values: NDArray[np.float32], inside: NDArray[np.bool_]) -> Candidates:
+        """Of a map on the native grid; none where there is no threshold."""
+        if self.quantiles is None:
+            return Candidates([], np.zeros(volume.shape, dtype=bool))
+        config = self.detector.config
+        return find_candidates(
+            values,
+            inside,
+            self.quantiles[0.99],
+            affine_mm(volume),
+            self.quantiles,
+            config.min_volume_mm3,
+            config.max_candidates,
+        )
 
     def draw(
         self,

@@ -100,3 +100,22 @@ def overlay_volume(shown: NDArray[np.uint8], values: NDArray[np.float32], scale:
     """RGB (I, J, K, 3) of the map over the image, slice by slice."""
     slices = [overlay(np.ascontiguousarray(shown[:, :, k]), values[:, :, k], scale) for k in range(shown.shape[2])]
     return np.stack(slices, axis=2)
+
+
+def three_planes(
+    volume: Volume, values: NDArray[np.float32], at: tuple[int, int, int], low: float, high: float
+) -> NDArray[np.uint8]:
+    """uint8 (H, W): the planes of values (I, J, K) through voxel ``at`` side by side, low black and high white."""
+    step = reorient(Grid(volume.shape, affine_mm(volume)), SCREEN)
+    marked = np.zeros(volume.shape, dtype=np.float32)
+    marked[at] = 1
+    place = np.unravel_index(int(step.forward(marked).argmax()), step.target.shape)
+    turned = step.forward(np.asarray(values, dtype=np.float32))
+    planes = []
+    for axis in (2, 1, 0):
+        if step.target.shape[axis] == 1 or min(step.target.shape) > 1:
+            spacing = [side for other, side in enumerate(step.target.spacing) if other != axis]
+            planes.append(display_image(_plane(turned, axis, int(place[axis]), spacing), low, high))
+    tallest = max(len(plane) for plane in planes)
+    padded = [np.pad(plane, ((0, tallest - len(plane)), (0, 0))) for plane in planes]
+    return np.concatenate(padded, axis=1)

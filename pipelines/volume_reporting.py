@@ -92,6 +92,8 @@ def report_row(job: VolumeJob, item: VolumeItem, row: dict[str, Any], show_phi: 
         status=row["status"],
         error=row.get("error", ""),
         lesions=lesions,
+        candidates=len(row.get("lesions", ())) + row.get("lesions_left_out", 0),
+        remarks=row.get("remarks", ()),
         views=views_of(job, item, row) if row["status"] == "ok" else None,
     )
 

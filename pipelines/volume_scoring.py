@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from anodiff.anomaly.volumes import PLAIN, VolumeDetector
 from anodiff.config import apply_overrides, parse_config
 from anodiff.data.layouts.channels import ChannelNames
@@ -30,11 +32,15 @@ LESION_COLUMNS = (
     "id", "lesion", "volume_mm3", "voxels", "x_mm", "y_mm", "z_mm", "peak", "peak_i", "peak_j", "peak_k",
     "mean_p_value",
 )  # fmt: skip
+#: of a volume also what the reader and the detector have to say of it, in sentences with semicolons between
+VOLUME_COLUMNS = (*COLUMNS, "remarks")
 #: of the section, what may change at scoring for a model of volumes; a model of images leaves open all but PATCHES
 FINISHING = {
-    "slices": ("volume.axes", "volume.score_slices", "volume.median", "volume.min_volume_mm3", "volume.min_foreground"),
-    "patches": ("volume.overlap", "volume.median", "volume.min_volume_mm3", "volume.min_foreground"),
-}
+    "slices": ("volume.axes", "volume.score_slices", "volume.median", "volume.min_volume_mm3", "volume.min_foreground",
+               "volume.max_candidates"),
+    "patches": ("volume.overlap", "volume.median", "volume.min_volume_mm3", "volume.min_foreground",
+                "volume.max_candidates"),
+}  # fmt: skip
 #: keys that say something of 3-D models alone
 PATCHES = ("volume.patch", "volume.overlap")
 OPEN_KEYS = ("engine", "presets", "polarity", "preprocess.channel", "preprocess.value_range")
@@ -61,11 +67,15 @@ def run(
     overwrite: bool = False,
     device: str = "auto",
     precision: str = "auto",
+    batch_size: int | None = None,
     seed: int = 0,
     overrides: list[str] | None = None,
     quiet: bool = False,
 ) -> Summary:
-    """Score the volumes of ``inputs``; returns what was done. Errors of the run as a whole are AnodiffErrors."""
+    """Score the volumes of ``inputs``; returns what was done. Errors of the run as a whole are AnodiffErrors.
+
+    batch_size: see `network_batch`.
+    """
     from anodiff.pipelines.volume_reporting import write_report
 
     refuse_format(map_format)
@@ -75,7 +85,10 @@ def run(
     found = expand_volumes(inputs, ChannelNames.of(model.config.preprocess.channels, model.provenance))
     sources = outside(found.sources, output)
     items = [VolumeItem(each.id, each.path, Truth(), source=each if each.files else None) for each in sources]
-    detector = VolumeDetector(model, preset or model.config.preset, device=device, precision=precision, seed=seed)
+    detector = VolumeDetector(
+        model, preset or model.config.preset, device=device, precision=precision, seed=seed,
+        network_batch=network_batch(batch_size, overrides),
+    )  # fmt: skip
     detector.check()
     outputs = VolumeOutputs(output, maps=maps, heatmaps=heatmaps, dicom=check_dicom(dicom, output, detector))
     # A model of images knows images again, not volumes.
@@ -139,6 +152,20 @@ def open_volume_model(
         f"the model is of 2-D images: slices along {along} of each volume, {grid}, are scored as such "
         "(--set volume.axes=[0,1,2] scores those of all axes)",
     )
+
+
+def network_batch(batch_size: int | None, overrides: Sequence[str] | None) -> int | None:
+    """Slices or windows that the network sees at once: ``--batch-size``, or None for the recipe's.
+
+    A volume is one input of a run, so what is computed at once is a part of it; every such batch is filled up to this
+    size, so that no result depends on how many slices there are. Raises ConfigError where the recipe's is set too.
+    """
+    said = [each for each in overrides or () if each.partition("=")[0].strip() == "engine.network_batch"]
+    if batch_size is not None and said:
+        raise ConfigError(
+            f"--batch-size {batch_size}: expected it or --set {said[0]}, which mean the same for volumes, found both"
+        )
+    return batch_size
 
 
 def refuse_format(map_format: str | None) -> None:
@@ -209,8 +236,8 @@ def score_items(
     if not summary.interrupted and job.scale is None and drawn:
         drawing = add_planes(job, items, store, quiet=quiet)
         summary = summary if drawing is None else with_heatmaps(summary, drawing, store)
-    store.export_csv(outputs.folder / "scores.csv", COLUMNS, items)
     rows = list(store.rows(items))
+    write_csv(outputs.folder / "scores.csv", VOLUME_COLUMNS, score_rows(rows))
     write_csv(outputs.folder / "slices.csv", SLICE_COLUMNS, slice_rows(rows))
     write_csv(outputs.folder / "lesions.csv", LESION_COLUMNS, lesion_rows(rows))
     return summary
@@ -230,6 +257,12 @@ def add_planes(
         return run_job(PlanesJob(job, rows), scored, kept, workers=1, batch_size=1, ahead=1, progress=progress)
 
 
+def score_rows(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """scores.csv: the recorded rows, what was remarked of each in one cell."""
+    for row in rows:
+        yield {**row, "remarks": "; ".join(row.get("remarks", ()))}
+
+
 def slice_rows(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """slices.csv: axis and slice (from 0) as in the file; of several model slices in one of the file, the loudest."""
     for row in rows:
@@ -237,7 +270,7 @@ def slice_rows(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for each in sorted(row.get("slices", ()), key=lambda found: found["score"]):
             loudest[each["axis"], each["slice"]] = each
         for place in sorted(loudest):
-            yield {"id": row["id"], **loudest[place]}
+            yield {"id": row["id"], **loudest[place], "score": np.float32(loudest[place]["score"])}
 
 
 def lesion_rows(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -246,9 +279,17 @@ def lesion_rows(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for each in row.get("lesions", ()):
             centre = dict(zip(("x_mm", "y_mm", "z_mm"), (round(at, 4) for at in each["centre_mm"]), strict=True))
             peak = dict(zip(("peak_i", "peak_j", "peak_k"), each["peak_voxel"], strict=True))
-            known = {key: each[key] for key in ("voxels", "peak", "mean_p_value")}
-            volume = round(each["volume_mm3"], 4)
-            yield {"id": row["id"], "lesion": each["number"], "volume_mm3": volume, **known, **centre, **peak}
+            rare = each["mean_p_value"]
+            yield {
+                "id": row["id"],
+                "lesion": each["number"],
+                "volume_mm3": round(each["volume_mm3"], 4),
+                "voxels": each["voxels"],
+                "peak": np.float32(each["peak"]),
+                "mean_p_value": None if rare is None else np.float32(rare),
+                **centre,
+                **peak,
+            }
 
 
 def skipped_notes(skipped: Sequence[tuple[str, str]]) -> tuple[str, ...]:
@@ -263,5 +304,5 @@ def skipped_notes(skipped: Sequence[tuple[str, str]]) -> tuple[str, ...]:
 def remark_notes(rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     """What the reader had to say of the first volumes that it had to say something of."""
     said = [f"{row['path']}: {remark}" for row in rows for remark in row.get("remarks", ())]
-    more = (f"and {len(said) - SAID} more remarks on volumes, in the record of the run",) if len(said) > SAID else ()
+    more = (f"and {len(said) - SAID} more remarks on volumes, in scores.csv",) if len(said) > SAID else ()
     return (*said[:SAID], *more)

@@ -43,6 +43,7 @@ def run(
     from anodiff.files import make_folder
     from anodiff.training import Trainer, load_checkpoint
     from anodiff.training.processes import processes
+    from anodiff.training.standard_scale import fit_volumes
 
     training = config.training
     chosen = resolve_device(device)
@@ -53,6 +54,7 @@ def run(
         if group.world > 1 and chosen.type == "cuda":
             chosen = resolve_device(f"cuda:{group.local_rank}")
         silent = quiet or not group.first
+        config = fit_volumes(config, learnt_from, silent)
         kept, held = (read(parts, config, silent) for parts in (learnt_from, held_out))
         validation = held.examples.sample(training.validation_images, training.seed)
         trainer = Trainer(
@@ -66,7 +68,7 @@ def run(
             make_folder(output)
             write_start(config, output, {"train": kept, "held out": held})
             say(describe(trainer, kept, held, data, samples.layout), quiet)
-            for note in (*notes, *cover_notes(kept, config)):
+            for note in (*notes, *cover_notes(kept, config), *kept.remarks, *held.remarks):
                 say(f"note: {note}", quiet)
         finished = learn(trainer, output, group, quiet)
         if not group.first:
@@ -200,7 +202,7 @@ def read(parts: list[NormalPart], config: AnodiffConfig, quiet: bool) -> VolumeN
 
 
 class NormalDetector(VolumeDetector):
-    """A detector that looks at what is normal of known volumes: as foreground it takes nothing else of them.
+    """A detector that looks at what is normal of known volumes: normal slices, or patches without anything else.
 
     Intensities are still those of the whole volume, as they will be at scoring.
     """
@@ -222,12 +224,15 @@ class NormalDetector(VolumeDetector):
 
         import torch
 
-        from anodiff.training.volumes import normal_voxels
+        from anodiff.training.volumes import normal_slices, normal_voxels
 
         prepared = super().prepare(volume)
         assert self._part is not None
-        axes = self.slicer.axes(prepared.plan.model.shape)
-        free = torch.from_numpy(np.ascontiguousarray(normal_voxels(self._part, volume, prepared, self.config, axes)))
+        if self.config.mode == "slices":
+            axes = self.slicer.axes(prepared.plan.model.shape)
+            clear = normal_slices(self._part, volume, prepared, self.config, axes)
+            return dataclasses.replace(prepared, clear=clear)
+        free = torch.from_numpy(np.ascontiguousarray(normal_voxels(self._part, volume, prepared)))
         return dataclasses.replace(prepared, foreground=prepared.foreground & free)
 
 

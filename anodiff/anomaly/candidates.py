@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +31,15 @@ class Candidate:
     mean_p_value: float | None
 
 
+class Candidates(NamedTuple):
+    """listed: by falling peak; marked: bool (I, J, K), the voxels of all of them, listed or not; left_out: how many are
+    not listed, since there are more than were asked for."""
+
+    listed: list[Candidate]
+    marked: NDArray[np.bool_]
+    left_out: int = 0
+
+
 def find_candidates(
     values: NDArray[np.float32],
     inside: NDArray[np.bool_],
@@ -37,35 +47,40 @@ def find_candidates(
     affine_mm: NDArray[np.float64],
     quantiles: Mapping[float, float] | None = None,
     min_volume_mm3: float = 0.0,
-) -> tuple[list[Candidate], NDArray[np.bool_]]:
-    """(candidates by falling peak, bool (I, J, K): their voxels).
+    most: int | None = None,
+) -> Candidates:
+    """What hangs together above a threshold; of it the ``most`` highest peaks are listed.
 
     values: map (I, J, K); inside: foreground, bool; threshold: map value that a candidate's voxels exceed; affine_mm:
-    (4, 4), voxel to RAS+ mm; quantiles: of normal voxels. Components of less than ``min_volume_mm3`` are left out.
+    (4, 4), voxel to RAS+ mm; quantiles: of normal voxels. Components of less than ``min_volume_mm3`` are no candidates.
     """
     above = (values > threshold) & inside
     labels, count = ndimage.label(above, structure=TOUCHING)
     if not count:
-        return [], above
+        return Candidates([], above)
     numbers = np.arange(1, count + 1)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     voxel_mm3 = abs(float(np.linalg.det(affine_mm[:3, :3])))
     # the slack is for a volume of exactly the least, whose product may be rounded down
-    kept = numbers[sizes * voxel_mm3 >= min_volume_mm3 * (1 - 1e-9)]
-    peaks = ndimage.maximum_position(values, labels, kept) if len(kept) else []
-    centres = ndimage.center_of_mass(above, labels, kept) if len(kept) else []
-    p_values: list[float | None] = [None] * len(kept)
-    if quantiles is not None and len(kept):
+    least = min_volume_mm3 * (1 - 1e-9)
+    kept = numbers[sizes * voxel_mm3 >= least]
+    if not len(kept):
+        return Candidates([], np.zeros_like(above))
+    marked = np.concatenate([[False], sizes * voxel_mm3 >= least])[labels]
+    places = np.array(ndimage.maximum_position(values, labels, kept))
+    # What a noisy map has by the thousand is measured only as far as it is listed.
+    chosen = np.lexsort((*places.T[::-1], -values[tuple(places.T)]))[:most]
+    listed, places = kept[chosen], places[chosen]
+    centres = ndimage.center_of_mass(above, labels, listed)
+    p_values: list[float | None] = [None] * len(listed)
+    if quantiles is not None:
         bounds = np.ones(values.shape)
         bounds[above] = voxel_p_values(torch.from_numpy(values[above]), quantiles).numpy()
-        p_values = [float(p) for p in ndimage.mean(bounds, labels, kept)]
+        p_values = [float(p) for p in ndimage.mean(bounds, labels, listed)]
     found = []
-    for label, peak, centre, p_value in zip(kept, peaks, centres, p_values, strict=True):
-        place = tuple(int(index) for index in peak)
-        world = (affine_mm @ np.array([*centre, 1.0]))[:3]
-        found.append((float(values[place]), int(sizes[label - 1]), tuple(world.tolist()), place, p_value))
-    found.sort(key=lambda each: (-each[0], each[3]))
-    return [
-        Candidate(number, size, size * voxel_mm3, centre, peak, place, p)  # type: ignore[arg-type]
-        for number, (peak, size, centre, place, p) in enumerate(found, start=1)
-    ], np.isin(labels, kept)
+    for number, (label, place, centre, p) in enumerate(zip(listed, places, centres, p_values, strict=True), start=1):
+        x, y, z = (float(at) for at in (affine_mm @ np.array([*centre, 1.0]))[:3])
+        i, j, k = (int(index) for index in place)
+        size = int(sizes[label - 1])
+        found.append(Candidate(number, size, size * voxel_mm3, (x, y, z), float(values[i, j, k]), (i, j, k), p))
+    return Candidates(found, marked, len(kept) - len(listed))

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Fusion = Literal["mean", "sqrt-mean", "max", "harmonic"]
+Fusion = Literal["mean", "sqrt-mean", "max", "harmonic", "images"]
 
 #: keeps the harmonic mean finite where a level sees no error (THOR's epsilon, methods 5.6)
 HARMONIC_FLOOR = 1e-3
@@ -19,7 +19,7 @@ def fuse(errors: Tensor, fusion: Fusion, limits: tuple[float, float] | None = No
     ``mean``; ``sqrt-mean``: the square of the mean of (signed) square roots, which one loud level cannot dominate;
     ``max``: the value furthest from 0; ``harmonic``: L / sum 1 / (e + 0.001) of the positive parts less that of the
     negative parts, high only where all levels agree (THOR). All keep signs, so that a polarity can be applied
-    afterwards.
+    afterwards. ``images``: levels were averaged as images, and have one error map.
 
     Raises:
         ValueError: another ``fusion``.
@@ -29,7 +29,7 @@ def fuse(errors: Tensor, fusion: Fusion, limits: tuple[float, float] | None = No
 
 
 def _joined(levels: list[Tensor], fusion: Fusion) -> Tensor:
-    if fusion == "mean":
+    if fusion in ("mean", "images"):
         return _mean(levels)
     if fusion == "sqrt-mean":
         root = _mean([level.sign() * level.abs().sqrt() for level in levels])
@@ -43,7 +43,7 @@ def _joined(levels: list[Tensor], fusion: Fusion) -> Tensor:
         return _harmonic([level.clamp(min=0) for level in levels]) - _harmonic(
             [(-level).clamp(min=0) for level in levels]
         )
-    raise ValueError(f"fusion: expected mean, sqrt-mean, max or harmonic, found {fusion!r}")
+    raise ValueError(f"fusion: expected mean, sqrt-mean, max, harmonic or images, found {fusion!r}")
 
 
 def _mean(levels: list[Tensor]) -> Tensor:

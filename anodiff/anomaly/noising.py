@@ -45,7 +45,8 @@ def reconstruct(
 ) -> Tensor:
     """What the denoiser makes of each image from each start level, averaged over draws; -> (L, N, C, *S).
 
-    With ``settings.refine`` L counts what its chain gives: its estimates on the way and its end, or both its ends.
+    With ``settings.refine`` L counts what its chain gives: its estimates on the way and its end, or both its ends. With
+    ``settings.fusion`` "images" it is 1, the mean of all levels.
 
     images (N, C, *S) in [-1, 1]; keys (N,) int64 on the same device, see :func:`anodiff.diffusion.image_keys`.
     ``settings`` must be resolved (no "model" noise). ``schedule`` gives the steps of a "step" grid; vp-linear with T
@@ -60,9 +61,10 @@ def reconstruct(
         every = list(range(len(settings.levels)))
         # The rows of all levels of a volume at once would not fit into memory.
         parts = [every] if images.ndim < 5 else [[level] for level in every]
-        return torch.cat([_one_step(denoiser, images, keys, settings, levels) for levels in parts])
-    chains = [_chain(denoiser, images, keys, settings, level, schedule) for level in range(len(settings.levels))]
-    return torch.cat(chains)
+        found = [_one_step(denoiser, images, keys, settings, levels) for levels in parts]
+    else:
+        found = [_chain(denoiser, images, keys, settings, level, schedule) for level in range(len(settings.levels))]
+    return _mean(torch.cat(found)) if settings.fusion == "images" else torch.cat(found)
 
 
 def tiling(settings: DetectorSettings, size: tuple[int, ...], device: torch.device) -> Tensor:
@@ -118,7 +120,8 @@ def _one_step(
     boxes = tiling(settings, tuple(images.shape[2:]), images.device)
     rows = _within(boxes, noisy, clean)
     told = sigmas.repeat_interleave(math.prod(rows.shape[2:5])).repeat(len(images))
-    return _join(denoiser(rows.flatten(0, 4), told).reshape(rows.shape), boxes)
+    shown = _beside(denoiser, clean.expand(rows.shape).flatten(0, 4))
+    return _join(shown(rows.flatten(0, 4), told).reshape(rows.shape), boxes)
 
 
 def _chain(
@@ -143,8 +146,10 @@ def _chain(
         """Outside its box a row stays the clean image all the way down."""
         return torch.where(boxes.unsqueeze(1), state.x.reshape(start.shape), clean).flatten(0, 4)
 
+    as_rows = clean.expand(start.shape).flatten(0, 4)
+    denoiser = _beside(denoiser, as_rows)
     if settings.guidance:
-        denoiser = guided(denoiser, clean.expand(start.shape).flatten(0, 4), settings.guidance)
+        denoiser = guided(denoiser, as_rows, settings.guidance)
     callback = keep_outside if settings.where == "boxes" else None
     options = _options(settings)
     end = SAMPLERS[settings.sampler](denoiser, start.flatten(0, 4), grid, source, callback, **options)
@@ -159,7 +164,9 @@ def _refined(
     def source(step: int) -> Tensor:
         return _noise(settings, images, keys, [0], step).flatten(0, 3)
 
-    walked = guided(denoiser, images, settings.guidance) if settings.guidance else denoiser
+    walked = _beside(denoiser, images)
+    if settings.guidance:
+        walked = guided(walked, images, settings.guidance)
     options = _options(settings)
     grid = sigma_grid(settings, settings.levels[0], schedule)
     if isinstance(settings.refine, Harmonise):
@@ -172,6 +179,11 @@ def _refined(
     drawn = settings.steps + 1
     second = stitched(denoiser, walked, images, first, lower, lambda draw: source(drawn + draw), settings.refine)
     return torch.stack([first, second])
+
+
+def _beside(denoiser: DenoiserFn, images: Tensor) -> DenoiserFn:
+    """The denoiser with the noise-free image beside each row, where it was trained to be told of that."""
+    return denoiser.given(images) if getattr(denoiser, "sees_image", False) else denoiser  # type: ignore[attr-defined]
 
 
 def _options(settings: DetectorSettings) -> dict[str, str]:
@@ -187,6 +199,14 @@ def _within(boxes: Tensor, noisy: Tensor, clean: Tensor) -> Tensor:
     """Noisy inside each box, clean outside; noisy (N, L, P, G, C, *S) -> (N, L, P, G, B, C, *S)."""
     rows = noisy.unsqueeze(4)
     return rows if len(boxes) == 1 else torch.where(boxes.unsqueeze(1), rows, clean)
+
+
+def _mean(levels: Tensor) -> Tensor:
+    """(L, N, C, *S) -> (1, N, C, *S), levels added in order."""
+    total = levels[0]
+    for level in levels[1:]:
+        total = total + level
+    return (total / len(levels)).unsqueeze(0)
 
 
 def _join(rows: Tensor, boxes: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from anodiff.errors import ConfigError
 #: vp-linear, T = 1000: sigma after so many noising steps
 LINEAR_250 = 0.953
 LINEAR_500 = 3.424
+LINEAR_750 = 17.247
 LINEAR = {50: 0.1728, 100: 0.3388, 150: 0.5182, 200: 0.7193, 250: LINEAR_250, 300: 1.2339, 350: 1.5831}
 #: standard deviation 0.2 of coarse noise on intensities of 0 to 1
 COARSE_SIGMA = 0.4
@@ -80,6 +81,26 @@ PRESETS: dict[str, DetectorSettings] = {
         where="boxes",
         residual="absolute",
         standardise="none",
+        reduction="mean",
+    ),
+    # Iqbal et al. 2023 (methods 5.4): scored as pddpm, the difference being what the model was trained on (masked
+    # images, diffusion.mask).
+    "mddpm": DetectorSettings(
+        noise="simplex",
+        levels=(LINEAR_500,),
+        where="boxes",
+        residual="absolute",
+        standardise="none",
+        reduction="mean",
+    ),
+    # Behrendt et al. 2023 (methods 5.3): one step each from 250, 500 and 750, the mean image compared; of a model that
+    # is told a code of the noise-free image (diffusion.given).
+    "cddpm": DetectorSettings(
+        noise="simplex",
+        levels=(LINEAR_250, LINEAR_500, LINEAR_750),
+        residual="absolute",
+        standardise="none",
+        fusion="images",
         reduction="mean",
     ),
     # Bercea et al. 2023 (methods 5.5): reconstruct from step 200, mask by the first map, fill the mask in from step 50

@@ -106,7 +106,8 @@ class DetectorSettings(BaseModel):
         scale_floor: quiet places are not trusted: this share of the level's overall scale is added to the local one
             (in quadrature), so that 0 is a pure local z-score and large values approach one scale for all.
     Map and score
-        fusion of the levels, smooth_px: standard deviation of the final smoothing (px on the model grid).
+        fusion of the levels ("images": their reconstructions are averaged before they are compared), smooth_px:
+            standard deviation of the final smoothing (px on the model grid).
         limits: the fused map is kept within them before it is smoothed, so that a bright speck does not become a blob
             and a dark rim does not take from the lesion beside it; in standard deviations of normal error.
         reduction, topk: of the map to a score; ``topk`` is a share of the foreground.
@@ -179,6 +180,8 @@ class DetectorSettings(BaseModel):
             raise ValueError(
                 f"refine follows one chain: expected 1 level and 1 draw, found {len(self.levels)} and {self.draws}"
             )
+        if self.fusion == "images":
+            raise ValueError("fusion 'images' joins the levels of a preset: expected no refine, found one")
         highest = refine.level if isinstance(refine, Stitch) else max(refine.levels)
         if highest > self.levels[0]:
             raise ValueError(f"refine starts at most at the level {self.levels[0]:g}, found {highest:g}")
@@ -231,7 +234,9 @@ class DetectorSettings(BaseModel):
         """Reconstructions of an image that are compared with it."""
         if isinstance(self.refine, Harmonise):
             return len(self.refine.levels) + 1
-        return 2 if isinstance(self.refine, Stitch) else len(self.levels)
+        if isinstance(self.refine, Stitch):
+            return 2
+        return 1 if self.fusion == "images" else len(self.levels)
 
     @property
     def error_maps(self) -> int:

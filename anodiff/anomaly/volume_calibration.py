@@ -18,53 +18,12 @@ from anodiff.anomaly.calibration import (
     preprocess_changes,
     upper_quantiles,
 )
+from anodiff.anomaly.volume_origin import Origin
 
 #: keys of the recipe's section that change neither a score nor a map
-FREE_KEYS = ("min_volume_mm3",)
+FREE_KEYS = ("min_volume_mm3", "max_candidates")
 #: keys that change what is made of slices, and not their own scores
 SLICE_FREE_KEYS = (*FREE_KEYS, "median", "score_slices")
-#: a native spacing further than by this factor outside that of the normals is remarked upon
-SPACING_SLACK = 1.5
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What the normals were: DICOM modalities ("" where none is named), and native spacing in the model's orientation.
-
-    spacing_mm: lowest and highest along i, j and k.
-    """
-
-    modalities: tuple[str, ...] = ()
-    spacing_mm: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-
-    @classmethod
-    def of(cls, modalities: Sequence[str], spacings: Sequence[Sequence[float]]) -> Origin:
-        """The origin of a set of volumes."""
-        if not spacings:
-            return cls()
-        along = list(zip(*spacings, strict=True))
-        return cls(tuple(sorted(set(modalities))), (tuple(map(min, along)), tuple(map(max, along))))
-
-    def foreign_modality(self, modality: str) -> str | None:
-        """Half a sentence where a volume is of a modality that no normal was; None where one of both is unknown."""
-        known = [name for name in self.modalities if name]
-        if not modality or not known or "" in self.modalities or modality in known:
-            return None
-        return f"expected modality {' or '.join(known)} like the model's normal volumes, found {modality}"
-
-    def foreign_spacing(self, spacing: Sequence[float]) -> str | None:
-        """A sentence where voxels are much larger or smaller than those of the normals."""
-        if self.spacing_mm is None:
-            return None
-        low, high = self.spacing_mm
-        ends = zip(spacing, low, high, strict=True)
-        if all(a / SPACING_SLACK <= found <= b * SPACING_SLACK for found, a, b in ends):
-            return None
-        ranges = " x ".join(f"{a:.3g}" if a == b else f"{a:.3g}-{b:.3g}" for a, b in zip(low, high, strict=True))
-        return (
-            f"voxels of {' x '.join(f'{side:.3g}' for side in spacing)} mm, where the model's normal volumes have "
-            f"{ranges} mm: its error may be larger for that reason alone"
-        )
 
 
 @dataclass(frozen=True)
@@ -136,10 +95,7 @@ class VolumeCalibration(Calibration):
             "volume_message": self.volume_message,
             "voxel_quantiles": [[share, value] for share, value in self.voxel_quantiles.items()],
             "volume": self.volume,
-            "origin": {
-                "modalities": list(self.origin.modalities),
-                "spacing_mm": None if self.origin.spacing_mm is None else [list(end) for end in self.origin.spacing_mm],
-            },
+            "origin": self.origin.to_json(),
         }
 
     @classmethod
@@ -148,7 +104,6 @@ class VolumeCalibration(Calibration):
         plain = Calibration.from_parts(values, tensors)
         if "volume_scores" not in tensors:
             return plain
-        spacing = values["origin"]["spacing_mm"]
         return cls(
             **vars(plain),
             volume_scores=tensors["volume_scores"],
@@ -156,10 +111,7 @@ class VolumeCalibration(Calibration):
             volume_message=values["volume_message"],
             voxel_quantiles=dict(values["voxel_quantiles"]),
             volume=dict(values["volume"]),
-            origin=Origin(
-                tuple(values["origin"]["modalities"]),
-                None if spacing is None else (tuple(spacing[0]), tuple(spacing[1])),
-            ),
+            origin=Origin.from_json(values["origin"]),
         )
 
 

@@ -13,7 +13,8 @@ from anodiff.anomaly.calibration import calibrate
 from anodiff.anomaly.detector import MOST_FOLDS, PIXELS_KEPT, AnomalyDetector
 from anodiff.anomaly.groups import assign_parts
 from anodiff.anomaly.standardise import Moments, Standardisation, fit_standardisation
-from anodiff.anomaly.volume_calibration import Origin, VolumeCalibration
+from anodiff.anomaly.volume_calibration import VolumeCalibration
+from anodiff.anomaly.volume_origin import Origin, raw_values
 from anodiff.anomaly.volumes import VolumeDetector, VolumeResult
 from anodiff.data.volumes.geometry import plan
 from anodiff.data.volumes.preprocess import PreparedVolume
@@ -52,6 +53,7 @@ class _Seen:
     voxels: list[Tensor] = field(default_factory=list)
     modalities: list[str] = field(default_factory=list)
     spacings: list[tuple[float, ...]] = field(default_factory=list)
+    raw: list[dict[str, float]] = field(default_factory=list)
 
     def add(self, result: VolumeResult, volume: Volume, group: str, spacing: tuple[float, ...], most: int) -> None:
         """Takes in one volume; at most ``most`` of its voxels, evenly spread."""
@@ -62,6 +64,7 @@ class _Seen:
         self.groups += [group] * len(result.slices)
         self.modalities.append(volume.modality)
         self.spacings.append(spacing)
+        self.raw.append(raw_values(volume))
 
 
 def fit_volumes(
@@ -71,7 +74,6 @@ def fit_volumes(
     limits: Limits | None = None,
     *,
     progress: Progress | None = None,
-    batch_size: int | None = None,
 ) -> tuple[VolumeCalibration, tuple[str, ...]]:
     """Calibrate on normal volumes only; the detector keeps the calibration. (calibration, sentences on what failed).
 
@@ -98,7 +100,7 @@ def fit_volumes(
             )
     failed: list[str] = []
     fit = _fit_whole if detector.config.mode == "patches" else _fit_slices
-    fit(detector, deciding, (fitting or ()) if wanted else (), limits, failed, progress, batch_size)
+    fit(detector, deciding, (fitting or ()) if wanted else (), limits, failed, progress)
     seen = _scored(detector, deciding, failed, progress)
     if not seen.scores:
         raise DataError(f"calibration: expected normal volumes that can be scored, found none ({_first(failed)})")
@@ -111,7 +113,7 @@ def fit_volumes(
         torch.tensor(seen.scores, dtype=torch.float64),
         torch.cat(seen.voxels),
         detector.config.model_dump(mode="json"),
-        Origin.of(seen.modalities, seen.spacings),
+        Origin.of(seen.modalities, seen.spacings, seen.raw),
     )
     detector.detector.calibration = calibration
     return calibration, tuple(dict.fromkeys(failed))
@@ -175,7 +177,6 @@ def _fit_slices(
     limits: Limits,
     failed: list[str],
     progress: Progress | None,
-    batch_size: int | None,
 ) -> None:
     """As for images, on slices taken evenly from all volumes."""
     parts = []
@@ -209,7 +210,6 @@ def _fit_slices(
         standardise_on=torch.cat([s.images for s in more]) if more else None,
         standardise_groups=more_groups if more else None,
         standardise_foreground=torch.cat([s.foreground for s in more]) if more else None,
-        batch_size=batch_size,
     )
 
 
@@ -218,8 +218,7 @@ def thinned(stack: SliceStack, most: int) -> SliceStack:
     if len(stack) <= most:
         return stack
     keep = np.unique(np.linspace(0, len(stack) - 1, most).round().astype(int)).tolist()
-    index = tuple(stack.index[n] for n in keep)
-    return SliceStack(stack.images[keep], stack.foreground[keep], index, stack.axis, stack.geometry, stack.shape)
+    return stack.only(keep)
 
 
 def _fit_whole(
@@ -229,7 +228,6 @@ def _fit_whole(
     limits: Limits,
     failed: list[str],
     progress: Progress | None,
-    batch_size: int | None,
 ) -> None:
     """The size of normal error of whole volumes: per voxel where they have one size, else one number a level."""
     inner, settings = detector.detector, detector.settings

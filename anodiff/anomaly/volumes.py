@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,7 @@ class VolumeResult:
         p_value, is_anomalous: None without a calibration on volumes; no decision without a threshold.
         slices: what is known of each slice.
         nfe: denoiser calls of this volume.
+        remarks: sentences on what was not scored as asked.
     """
 
     map: np.ndarray
@@ -58,6 +60,7 @@ class VolumeResult:
     is_anomalous: bool | None
     slices: tuple[SliceScore, ...]
     nfe: int
+    remarks: tuple[str, ...] = ()
 
 
 class SliceDetector(AnomalyDetector):
@@ -212,6 +215,7 @@ class VolumeDetector:
         self.check()
         scored = self._whole(prepared, volume) if self.config.mode == "patches" else self._sliced(prepared, volume)
         found, inside, score, slices, calls = scored
+        remarks = () if self.config.mode == "patches" else self._left_out(prepared, slices)
         found = median_filter(found, inside, self.config.median)
         # As it is written in a table, where it must lie on the same side of the threshold.
         score = float(np.float32(score))
@@ -219,7 +223,7 @@ class VolumeDetector:
         if calibration is not None:
             p_value = calibration.volume_p_value(score)
             decided = None if calibration.volume_threshold is None else score > calibration.volume_threshold
-        return VolumeResult(found, inside, score, p_value, decided, tuple(slices), calls)
+        return VolumeResult(found, inside, score, p_value, decided, tuple(slices), calls, remarks)
 
     def _sliced(
         self, prepared: PreparedVolume, volume: Volume | None
@@ -256,6 +260,18 @@ class VolumeDetector:
             raise InputError(_nothing(volume, self.config.min_foreground))
         calls = len(slices) * self.settings.nfe_for(self.slicer.preprocess.size)
         return total / np.maximum(weight, 1), inside, sum(tops) / len(tops), slices, calls
+
+    def _left_out(self, prepared: PreparedVolume, slices: Sequence[SliceScore]) -> tuple[str, ...]:
+        """A sentence on axes along which nothing of this volume could be scored."""
+        i, j, k = prepared.image.shape[1:]
+        axes, scored = self.slicer.axes((i, j, k)), {each.axis for each in slices}
+        missing = [str(axis) for axis in axes if axis not in scored]
+        if not missing:
+            return ()
+        return (
+            f"volume.axes: no slice along {', '.join(missing)} has {self.config.min_foreground:.3g} of foreground and "
+            f"some contrast, so it is scored along {', '.join(str(axis) for axis in axes if axis in scored)} only",
+        )
 
     def _whole(
         self, prepared: PreparedVolume, volume: Volume | None

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from anodiff.data.histogram import landmarks_of, standardised
 from anodiff.data.intensity import IntensitySettings, limit, line, statistics
 from anodiff.data.readers import RawImage
 from anodiff.errors import InputError
@@ -70,30 +71,33 @@ class Preprocessor:
 
     Resizing is bilinear with the support of a pixel of the smaller grid (anti-aliased), and is skipped, bit for bit,
     where the sizes agree. ``resize="pad"`` keeps the aspect ratio, centres the image and repeats its border outside;
-    ``"stretch"`` fills the grid. Intensities (settings.intensity.kind):
+    ``"stretch"`` fills the grid; ``"none"`` takes every image on its own grid, which must be that of ``settings.size``
+    unless ``any_size``. Intensities (settings.intensity.kind):
 
     - ``unit_range``: the value range to [-1, 1]: ``settings.value_range``, else that of the stored type (uint8, uint16,
       bool), else [0, 1]; an image of another type that leaves [0, 1] is refused, since what its values mean is unknown;
     - ``percentile``: the ``low`` and ``high`` percentiles of the image's foreground to -1 and 1, clipped there;
     - ``zscore``: mean 0 and deviation 1 over the foreground, clipped at +-``clip`` where that is set;
     - ``robust``: (value - median) / (``clip`` x deviation), clipped to [-1, 1]; the deviation is that of a normal
-      distribution with the foreground's quartiles: both, or the ``lower`` or ``upper`` one alone (``spread``).
+      distribution with the foreground's quartiles: both, or the ``lower`` or ``upper`` one alone (``spread``);
+    - ``nyul``: the foreground's percentiles to those of the training images, see :mod:`anodiff.data.histogram`.
 
     Channels: grey and RGB with three equal channels count as grey; grey is repeated where the model has 3 channels;
     ``settings.channel`` picks one channel (from 0) before anything else. Any other mismatch is an InputError.
     """
 
-    def __init__(self, settings: PreprocessSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: PreprocessSettings, any_size: bool = False) -> None:
+        self.settings, self.any_size = settings, any_size
 
     def __call__(self, raw: RawImage) -> Prepared:
         """Prepare one image.
 
-        Raises InputError for another channel count, values whose range is unknown, or intensities without any spread.
+        Raises InputError for another channel count, values whose range is unknown, intensities without any spread, or
+        another size than that of a model that resizes nothing.
         """
         raw = self.ranged(raw)
         pixels = select_channels(raw, self.settings.channels, self.settings.channel)
-        geometry = self.geometry((pixels.shape[0], pixels.shape[1]))
+        geometry = self.geometry((pixels.shape[0], pixels.shape[1]), str(raw.path))
         top, left, height, width = geometry.box
         planes = np.stack([resize(plane, (height, width)) for plane in np.moveaxis(pixels, 2, 0)])
         inside = self._foreground(planes.mean(axis=0), raw)
@@ -105,13 +109,32 @@ class Preprocessor:
         image = torch.from_numpy(np.ascontiguousarray(planes, dtype=np.float32))
         return Prepared(image, torch.from_numpy(foreground), geometry)
 
+    def landmarks(self, raw: RawImage) -> np.ndarray:
+        """(C, K) float64 of an image's foreground, of many of which the standard scale of ``nyul`` is made.
+
+        Raises InputError as the preprocessor itself does.
+        """
+        raw = self.ranged(raw)
+        pixels = select_channels(raw, self.settings.channels, self.settings.channel)
+        _, _, height, width = self.geometry((pixels.shape[0], pixels.shape[1])).box
+        planes = np.stack([resize(plane, (height, width)) for plane in np.moveaxis(pixels, 2, 0)])
+        inside = self._foreground(planes.mean(axis=0), raw)
+        return landmarks_of(planes[:, inside], self.settings.intensity, raw.path)
+
     def ranged(self, raw: RawImage) -> RawImage:
         """The image with the value range that the settings give it; see :func:`with_range`."""
         return with_range(raw, self.settings)
 
-    def geometry(self, native: tuple[int, int]) -> Geometry:
-        """Where an image of ``native`` = (H, W) pixels lies on the model's grid."""
+    def geometry(self, native: tuple[int, int], name: str = "image") -> Geometry:
+        """Where an image of ``native`` = (H, W) pixels lies on the model's grid; ``name`` it has in an InputError."""
         model_height, model_width = self.settings.size
+        if self.settings.resize == "none":
+            if native != (model_height, model_width) and not self.any_size:
+                raise InputError(
+                    f"{name}: expected {model_width}x{model_height} pixels, since this model resizes nothing "
+                    f"(preprocess.resize: none), found {native[1]}x{native[0]}"
+                )
+            return Geometry(native, native, (0, 0, *native))
         height, width = model_height, model_width
         if self.settings.resize == "pad":
             scale = min(model_height / native[0], model_width / native[1])
@@ -153,6 +176,8 @@ class Preprocessor:
         if intensity.kind == "unit_range":
             return np.clip((planes - raw.low) * np.float32(2 / (raw.high - raw.low)) - 1, -1, 1)
         values = planes[:, inside]
+        if intensity.kind == "nyul":
+            return standardised(planes, values, intensity, raw.path)
         if intensity.kind == "percentile":
             low, high = statistics(values, intensity, raw.path)
             # not by offset and scale: rounded otherwise, and calibrated models expect these bits

@@ -1,8 +1,8 @@
 """The one sample table: which images there are, what is known of them, and which belong together.
 
 Columns: ``id`` (unique, safe as a file name), ``path``, ``label`` (Int64: 0 normal, 1 anomalous, <NA> unknown),
-``mask`` (path of the pixel annotation, "" = none), ``group`` (patient, part, clip; "" = unknown) and ``split``
-("train", "val", "dev", "test" or "" = not said).
+``mask`` (path of the pixel annotation, "" = none), ``group`` (patient, part, clip; "" = unknown), ``split``
+("train", "val", "dev", "test" or "" = not said) and ``class_name`` (as the data has it; "" = unknown).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from anodiff.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = ("id", "path", "label", "mask", "group", "split")
+COLUMNS = ("id", "path", "label", "mask", "group", "split", "class_name")
 SPLITS = ("train", "val", "dev", "test", "")
 MAX_ID_BYTES = 120
 NAMED_GROUPS = 3
@@ -68,6 +68,7 @@ class Sample:
     mask: str = ""
     group: str = ""
     split: str = ""
+    class_name: str = ""
 
 
 def build_table(samples: Iterable[Sample], layout: str, root: str | os.PathLike[str]) -> SampleTable:
@@ -88,6 +89,7 @@ def build_table(samples: Iterable[Sample], layout: str, root: str | os.PathLike[
             "mask": [row.mask for row in rows],
             "group": [row.group for row in rows],
             "split": [row.split for row in rows],
+            "class_name": [row.class_name for row in rows],
         },
         columns=list(COLUMNS),
     )

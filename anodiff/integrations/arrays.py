@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from anodiff.data.preprocess import Geometry, resize, select_channels
+from anodiff.data.preprocess import Geometry, Preprocessor, resize, select_channels
 from anodiff.data.readers import RawImage
 from anodiff.data.volumes.volume import Volume, is_ranged, value_range
 from anodiff.errors import ConfigError, InputError
@@ -195,7 +195,7 @@ class ArrayModel:
     def _restored(self, raw: RawImage, task: Any, steps: int) -> NDArray[np.float32]:
         from anodiff.restoration.intensity import intensity_of
 
-        preprocessor = self.model.get().preprocessor
+        preprocessor = Preprocessor(self.model.get().config.preprocess, any_size=True)
         restorer = self.restorer(steps)
         ready = preprocessor(raw)
         restored = task(restorer, ready.image[None], ready.foreground[None], ready.geometry)

@@ -111,7 +111,9 @@ def export_onnx(model: DiffusionModel, path: str | Path) -> Exported:
 def facts(model: DiffusionModel) -> dict[str, Any]:
     """What a user of an exported denoiser has to know, plain values."""
     config = model.config
+    classes = {"classes": list(config.class_names), "label": "none: the estimate over all classes"}
     return {
+        **(classes if config.class_names else {}),
         "name": config.name,
         "units": "images in [-1, 1] as preprocess makes them; sigma in the same units",
         "shape": list(_shape(model)),

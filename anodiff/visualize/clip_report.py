@@ -106,7 +106,8 @@ def render_clip_report(report: ClipReport, *, max_thumbnails: int = 400) -> str:
         loader=FunctionLoader(asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["printable"] = printable
-    script, style = asset("clips.js"), asset("report.css") + asset("clips.css")
+    script = asset("common.js") + asset("clips.js")
+    style = asset("report.css") + asset("clips.css")
     clips = [_clip_view(number, clip, report.axis) for number, clip in enumerate(report.clips)]
     events = _event_views(report, max_thumbnails)
     return environment.get_template("clips.html.j2").render(

@@ -128,7 +128,7 @@ def render_report(report: Report, *, max_pictures: int = 400, picture_px: int = 
         loader=FunctionLoader(asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["printable"] = printable
-    script, style = asset("report.js"), asset("report.css")
+    script, style = asset("common.js") + asset("report.js"), asset("report.css")
     report = replace(report, rows=[_clean(row) for row in report.rows])
     rows = _row_views(report, max_pictures, picture_px)
     plots = curve_plots(report.curves, report.metrics)

@@ -72,9 +72,15 @@ class VolumeViews:
 @dataclass(frozen=True)
 class VolumeRow(report.ReportRow):
     """One volume of the run: as `report.ReportRow`, with its candidates, and its voxels or a function that reads them
-    when they are needed. `images` is not used."""
+    when they are needed. `images` is not used.
+
+    lesions: those that the page lists; candidates: how many there are, None where these are all. remarks: sentences
+    below the name of the volume.
+    """
 
     lesions: Sequence[Lesion] = ()
+    candidates: int | None = None
+    remarks: Sequence[str] = ()
     views: VolumeViews | Callable[[], VolumeViews] | None = field(default=None, repr=False)
 
 
@@ -157,7 +163,8 @@ def _page(whole: report.Report, views: list[dict[str, Any]], left_out: str | Non
         loader=FunctionLoader(asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["printable"] = report.printable
-    script, style = asset("volume.js"), asset("report.css") + asset("volume.css")
+    script = asset("common.js") + asset("volume.js")
+    style = asset("report.css") + asset("volume.css")
     return environment.get_template("volume.html.j2").render(
         report=whole,
         alone=alone,
@@ -215,10 +222,15 @@ def _row_views(whole: report.Report, max_viewers: int, most_mb: float) -> list[d
                 "sheets": encoded.get("sheets"),
                 "meta": encoded.get("meta"),
                 "still": encoded.get("still"),
+                "candidates": _candidates(row),
                 "largest": max((lesion.volume_mm3 for lesion in row.lesions), default=None),
             }
         )
     return found
+
+
+def _candidates(row: VolumeRow) -> int:
+    return len(row.lesions) if row.candidates is None else row.candidates
 
 
 def _encode(row: VolumeRow, scale: HeatScale | None, budget: int) -> dict[str, Any]:
@@ -248,6 +260,7 @@ def _encode(row: VolumeRow, scale: HeatScale | None, budget: int) -> dict[str, A
             {"at": _inside(volumes, grid, lesion), "text": _lesion_text(lesion)}
             for lesion in sorted(row.lesions, key=lambda lesion: lesion.peak, reverse=True)
         ],
+        "unlisted": _candidates(row) - len(row.lesions),
         "sheets": {
             name: {"shape": sheet.shape, "factors": sheet.factors, "columns": sheet.columns}
             for name, sheet in encoded.items()

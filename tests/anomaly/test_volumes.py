@@ -285,7 +285,7 @@ def test_candidates_against_brute_force() -> None:
     inside = rng.random(values.shape) < 0.8
     affine = np.array([[0, 2.0, 0, 5], [-1.5, 0, 0, 6], [0, 0, 3.0, 7], [0, 0, 0, 1]])
     quantiles = {0.5: 0.0, 0.95: 0.8, 0.99: 1.0, 0.999: 2.0, 1.0: 2.2}
-    found, marked = find_candidates(values, inside, 1.0, affine, quantiles, min_volume_mm3=18.0)
+    found, marked, _ = find_candidates(values, inside, 1.0, affine, quantiles, min_volume_mm3=18.0)
     left = {tuple(place) for place in np.argwhere((values > 1.0) & inside)}
     parts = []
     while left:

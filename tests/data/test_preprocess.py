@@ -94,6 +94,19 @@ def test_padding_keeps_the_aspect_and_is_no_foreground() -> None:
     assert torch.equal(prepared.image[:, 63], prepared.image[:, 47])
 
 
+def test_nothing_is_resized_where_the_recipe_says_so() -> None:
+    pixels = texture(30, 47)
+    settings = PreprocessConfig(size=(32, 32), resize="none")
+    prepare = Preprocessor(settings, any_size=True)
+    prepared = prepare(raw_image(pixels))
+    np.testing.assert_allclose(prepared.image[0].numpy(), pixels / 255 * 2 - 1, atol=2e-7)
+    assert prepared.foreground.all()
+    assert prepare.back(prepared.image, prepared.geometry).tobytes() == prepared.image.numpy().tobytes()
+    with pytest.raises(InputError, match=r"scan\.png: expected 32x32 pixels, .* found 47x30"):
+        Preprocessor(settings)(raw_image(pixels))
+    assert Preprocessor(settings)(raw_image(texture(32, 32))).image.shape == (1, 32, 32)
+
+
 def test_back_takes_channels_and_refuses_another_grid() -> None:
     prepare = preprocessor(size=(32, 32), channels=3)
     prepared = prepare(raw_image(texture(20, 44)))

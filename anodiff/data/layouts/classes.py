@@ -46,7 +46,7 @@ def load(path: Path, normal: Sequence[str] = ()) -> SampleTable:
             masks = None if truth is None else mask_index(truth)
             for image in list_images(folder):
                 mask = "" if truth is None or masks is None else mask_of(image, folder, truth, masks)
-                samples.append(Sample(image, int(not is_normal), mask, split=split))
+                samples.append(Sample(image, int(not is_normal), mask, split=split, class_name=folder.name))
     return build_table(samples, "classes", path)
 
 

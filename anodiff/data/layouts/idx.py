@@ -41,7 +41,7 @@ def load(path: Path, normal: Sequence[str] = ()) -> SampleTable:
     classes = [str(value) for value in np.unique(np.concatenate(list(files.values())))]
     normals = {int(name) for name in normal_classes(classes, normal, path)}
     samples = [
-        Sample(index_path(file, "", row), int(label not in normals), split=_split(file))
+        Sample(index_path(file, "", row), int(label not in normals), split=_split(file), class_name=str(label))
         for file, labels in files.items()
         for row, label in enumerate(labels.tolist())
     ]

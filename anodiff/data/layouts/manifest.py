@@ -1,4 +1,4 @@
-"""A CSV manifest: path[,label,mask,group,split], paths relative to the CSV's own folder."""
+"""A CSV manifest: path[,label,mask,group,split,class], paths relative to the CSV's own folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from anodiff.data.table import SPLITS, Sample, SampleTable, build_table
 from anodiff.errors import DataError
 
 MANIFEST_NAME = "manifest.csv"
-KNOWN = ("path", "label", "mask", "group", "split")
+KNOWN = ("path", "label", "mask", "group", "split", "class")
 LABELS = {
     "": None,
     "0": 0,
@@ -45,6 +45,7 @@ def load(path: Path, group_column: str = "group") -> SampleTable:
             resolve(file, sample.mask) if sample.mask else "",
             sample.group,
             sample.split,
+            sample.class_name,
         )
         for sample in read_manifest(file, group_column=group_column)
     ]
@@ -119,4 +120,4 @@ def _sample(row: dict[str, str | None], where: str, group_column: str) -> Sample
         raise DataError(f"{where}: expected a label 0 (normal), 1 (anomalous) or nothing, found {field['label']!r}")
     if split not in SPLITS:
         raise DataError(f"{where}: expected a split train, val, dev, test or nothing, found {field['split']!r}")
-    return Sample(path, LABELS[label], field["mask"], group, split)
+    return Sample(path, LABELS[label], field["mask"], group, split, field["class"].strip())

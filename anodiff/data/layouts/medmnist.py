@@ -48,7 +48,7 @@ def load(path: Path, normal: Sequence[str] = ()) -> SampleTable:
         )
     normals = _normals(path, np.concatenate(list(labels.values())), normal)
     samples = [
-        Sample(index_path(path, f"{split}_images", row), int(label not in normals), split=split)
+        Sample(index_path(path, f"{split}_images", row), int(label not in normals), split=split, class_name=str(label))
         for split, values in labels.items()
         for row, label in enumerate(values.tolist())
     ]

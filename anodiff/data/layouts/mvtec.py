@@ -9,6 +9,7 @@ taken over for the paths it lists.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from anodiff.data.layouts.annotations import mask_index, mask_of
@@ -51,7 +52,7 @@ def load(path: Path) -> SampleTable:
             if folder.is_dir() and not folder.name.startswith("."):
                 for sample in _class(folder, path / truth / folder.name, split):
                     group = groups.get(os.path.relpath(sample.path, path).replace(os.sep, "/"), "")
-                    samples.append(Sample(sample.path, sample.label, sample.mask, group, split))
+                    samples.append(replace(sample, group=group))
     return build_table(samples, "mvtec", path)
 
 
@@ -61,12 +62,18 @@ def _has_normal(folder: Path) -> bool:
 
 def _class(folder: Path, truth: Path, split: str) -> list[Sample]:
     """The images of one class with their masks."""
-    normal = folder.name in NORMAL_CLASSES
+    name, normal = folder.name, folder.name in NORMAL_CLASSES
     if (folder / INSIDE_IMAGES).is_dir():
         folder, truth = folder / INSIDE_IMAGES, folder / INSIDE_MASKS
     masks = None if normal else mask_index(truth)
     return [
-        Sample(image, 0 if normal else 1, "" if masks is None else mask_of(image, folder, truth, masks), split=split)
+        Sample(
+            image,
+            0 if normal else 1,
+            "" if masks is None else mask_of(image, folder, truth, masks),
+            split=split,
+            class_name=name,
+        )
         for image in list_images(folder)
     ]
 

@@ -25,12 +25,14 @@ def matches(path: Path) -> bool:
 def load(path: Path) -> SampleTable:
     """Every volume (NIfTI, MGH, DICOM series) of a path; ``x_mask``, ``x_seg`` ... are the masks of a volume ``x``.
 
-    DICOM series of one patient are a group. Raises DataError where there is no volume.
+    Broken ones are among them: reading says what is wrong. DICOM series of one patient are a group. Raises DataError
+    where there is no volume.
     """
     from anodiff.data.volumes.discover import find_volumes
+    from anodiff.data.volumes.inputs import is_broken
 
-    sources = find_volumes(path, four_d="channels").sources
-    paths = [source.path for source in sources]
+    sources, skipped = find_volumes(path, four_d="channels")
+    paths = [source.path for source in sources] + [file for file, reason in skipped if is_broken(file, reason)]
     groups = _groups(sources)
     stems = {os.path.join(os.path.dirname(found), stem_of(found)): found for found in paths if volume_suffix(found)}
     masks = {

@@ -1,4 +1,4 @@
-"""DICOM headers to frames: what lies in each file, and which frames make a volume.
+"""DICOM headers to frames: what lies in each file. Which frames make a volume is said by ``dicom_group``.
 
 Only the tags named here are ever parsed, so nothing of the patient's name, identity or birth date reaches a message.
 Coordinates stay DICOM's (LPS mm) here; ``dicom_read`` turns them into RAS+.
@@ -6,9 +6,7 @@ Coordinates stay DICOM's (LPS mm) here; ``dicom_read`` turns them into RAS+.
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -69,9 +67,24 @@ _PLAIN_TAGS = (
     "PerFrameFunctionalGroupsSequence",
 )
 #: what can tell two frames at one place apart, in the order in which it is tried
-_MARKS = ("temporal position", "echo", "echo time", "b-value", "image type", "acquisition", "trigger time")
-_SAME_DIRECTION = 1e-3
-_SAME_PLACE_MM = 1e-3
+MARKS = ("temporal position", "echo", "echo time", "b-value", "image type", "acquisition", "trigger time")
+_SERIES_TAG = 0x0020000E
+
+
+class Damage(str):
+    """The reason why a file that should be an image holds none: a fault of the file, which is an input that fails.
+
+    series: the UID of its series, where its header still has it; never shown.
+    """
+
+    series: str = ""
+
+    @classmethod
+    def of(cls, reason: str, series: str = "") -> Damage:
+        """The reason with the series."""
+        found = cls(reason)
+        found.series = series
+        return found
 
 
 @dataclass(frozen=True, repr=False)
@@ -135,16 +148,9 @@ class Frame:
         return np.asarray(normal / max(float(np.linalg.norm(normal)), 1e-12))
 
 
-@dataclass(frozen=True)
-class Group:
-    """Frames that make one volume, sorted along the slice normal; remarks: what became of the others."""
-
-    frames: tuple[Frame, ...]
-    remarks: tuple[str, ...] = ()
-
-
 def read_frames(path: str | os.PathLike[str]) -> list[Frame] | str:
-    """The frames of a file from its header, or the reason why it holds none. Nothing is decoded."""
+    """The frames of a file from its header, or the reason why it holds none: `Damage` where it should. Nothing is
+    decoded."""
     import pydicom
     from pydicom.errors import InvalidDicomError
 
@@ -155,12 +161,26 @@ def read_frames(path: str | os.PathLike[str]) -> list[Frame] | str:
         )
         return _frames_of(header, str(path))
     except (InvalidDicomError, EOFError):
-        return "a damaged DICOM file: its header ends too early"
+        return Damage.of("a damaged DICOM file: its header ends too early", _series_of(path))
     except OSError as error:
-        return f"it cannot be read ({error.strerror or type(error).__name__})"
+        return Damage.of(f"it cannot be read ({error.strerror or type(error).__name__})")
     except Exception as error:
         # The text of the error may quote the header, and with it the patient: only its kind is passed on.
-        return f"a damaged DICOM header ({type(error).__name__})"
+        return Damage.of(f"a damaged DICOM header ({type(error).__name__})", _series_of(path))
+
+
+def _series_of(path: str | os.PathLike[str]) -> str:
+    """The UID of the series in a header that is damaged further on; "" where that cannot be read either."""
+    from pydicom.filereader import read_partial
+
+    try:
+        with open(path, "rb") as stream:
+            header = read_partial(
+                stream, stop_when=lambda tag, *_: tag > _SERIES_TAG, force=True, specific_tags=[_SERIES_TAG]
+            )
+        return str(header.get("SeriesInstanceUID", "") or "")
+    except Exception:
+        return ""
 
 
 def _frames_of(header: Any, path: str) -> list[Frame] | str:
@@ -170,31 +190,39 @@ def _frames_of(header: Any, path: str) -> list[Frame] | str:
         return "a DICOM directory (an index of other files), not an image"
     if sop in NOT_IMAGES:
         return f"{NOT_IMAGES[sop]}, not an image of the patient"
+    series = str(header.get("SeriesInstanceUID", "") or "")
     if not header.get("Rows") or not header.get("Columns"):
-        return _without_pixels(header, sop)
+        return _without_pixels(header, sop or stated, series)
     missing = [name for name in ("BitsAllocated", "PhotometricInterpretation") if not header.get(name)]
     if missing:
-        return f"an image whose header lacks {' and '.join(missing)}"
+        return Damage.of(f"an image whose header lacks {' and '.join(missing)}", series)
     count = max(1, _whole(header.get("NumberOfFrames"), 1))
     if count > MAX_PARTS:
-        return f"a damaged DICOM file: it names {count:,} frames"
+        return Damage.of(f"a damaged DICOM file: it names {count:,} frames", series)
     shared = (header.get("SharedFunctionalGroupsSequence") or [None])[0]
     per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
     if per_frame and len(per_frame) != count:
-        return f"a damaged DICOM file: it names {count} frames and describes {len(per_frame)}"
+        return Damage.of(f"a damaged DICOM file: it names {count} frames and describes {len(per_frame)}", series)
     common = _common(header, path, count)
     places: Iterable[Any] = per_frame or [None] * count
     return [Frame(**common, index=index, **_place(header, shared, own)) for index, own in enumerate(places)]
 
 
-def _without_pixels(header: Any, sop: str) -> str:
+def _without_pixels(header: Any, sop: str, series: str) -> str:
+    """Why an object has no pixels: by its class it need not have any, or it is an image, or nothing that can be told,
+    and then it is damaged."""
     from pydicom.uid import UID
 
     modality = str(header.get("Modality", "") or "")
     name = UID(sop).name if sop else ""
+    legible = bool(sop and modality)
     if not name or name == sop:
         name = f"an object of modality {modality}" if modality else "an object of no named kind"
-    return f"{name}: it has no image size, so no pixels to read"
+    else:
+        # an image that was cut short looks the same as one that was saved without its pixels: it is not passed over
+        legible = "Image Storage" not in name
+    reason = f"{name}: it has no image size, so no pixels to read"
+    return reason if legible else Damage.of(reason, series)
 
 
 def _common(header: Any, path: str, count: int) -> dict[str, Any]:
@@ -297,116 +325,3 @@ def _numbers(values: Any, count: int) -> tuple[Any, ...] | None:
         return None
     numbers = tuple(float(value) for value in values)
     return numbers if np.isfinite(numbers).all() else None
-
-
-def group_frames(frames: Iterable[Frame]) -> list[Group]:
-    """Frames of one or many series as volumes, in a fixed order that does not depend on file names.
-
-    Frames without a place in the patient are volumes of their own. The others go together by series, frame of
-    reference, size, kind of pixels and direction; copies of one frame count once; frames at the same place are told
-    apart by time, echo, b-value, image type or acquisition. What still shares a place stays together, and reading says
-    why it cannot be used.
-    """
-    by_series: dict[str, list[Frame]] = {}
-    for frame in frames:
-        by_series.setdefault(frame.series or f"file:{frame.path}", []).append(frame)
-    groups = [group for series in sorted(by_series) for group in _group_series(by_series[series])]
-    return sorted(groups, key=lambda group: (group.frames[0].series_number or 0, group.frames[0].series))
-
-
-def _group_series(frames: list[Frame]) -> list[Group]:
-    kept, copies = _without_copies(frames)
-    copied: tuple[str, ...] = (f"{copies} copies of slices were left out",) if copies else ()
-    parts: list[list[Frame]] = []
-    for frame in kept:
-        home = next((part for part in parts if _belongs(part[0], frame)), None)
-        if home is None:
-            parts.append([frame])
-        else:
-            home.append(frame)
-    groups = [(group, mark) for part in parts for group, mark in _tell_apart(_sorted(part))]
-    result: list[Group] = []
-    for number, (part, mark) in enumerate(groups, start=1):
-        remarks: tuple[str, ...] = copied
-        if len(groups) > 1 and part[0].count == 1 and part[0].placed:
-            remarks += (f"the series holds {len(groups)} volumes: this is number {number}{mark}",)
-        result.append(Group(tuple(part), remarks))
-    return result
-
-
-def _without_copies(frames: list[Frame]) -> tuple[list[Frame], int]:
-    """One of each instance and frame number, the one whose path comes first; and how many were dropped."""
-    seen: dict[tuple[str, int], Frame] = {}
-    for frame in sorted(frames, key=lambda frame: (frame.path, frame.index)):
-        seen.setdefault((frame.instance or frame.path, frame.index), frame)
-    return list(seen.values()), len(frames) - len(seen)
-
-
-def _belongs(first: Frame, other: Frame) -> bool:
-    if not (first.placed and other.placed):
-        return False
-    same = ("reference", "rows", "columns", "samples", "photometric", "bits_allocated", "signed", "lookup")
-    if any(getattr(first, name) != getattr(other, name) for name in same):
-        return False
-    axes = [np.array((*frame.rows_direction, *frame.columns_direction)) for frame in (first, other)]  # type: ignore[misc]
-    spacings = np.array((first.spacing, other.spacing), dtype=float)
-    return bool(np.abs(axes[0] - axes[1]).max() < _SAME_DIRECTION and np.allclose(spacings[0], spacings[1], rtol=1e-3))
-
-
-def _sorted(part: list[Frame]) -> list[Frame]:
-    """Along the slice normal; frames at one place by instance number."""
-    if not part[0].placed:
-        return part
-    normal = part[0].normal
-    return sorted(part, key=lambda frame: (round(distance(frame, normal), 4), frame.instance_number, frame.index))
-
-
-def distance(frame: Frame, normal: np.ndarray) -> float:
-    """Position along ``normal`` in mm."""
-    return float(np.dot(np.array(frame.position), normal))
-
-
-def shared_places(frames: list[Frame] | tuple[Frame, ...]) -> tuple[int, int]:
-    """(the most frames at one place, the number of places) of sorted frames."""
-    if not frames[0].placed:
-        return 1, len(frames)
-    places = np.array([distance(frame, frames[0].normal) for frame in frames])
-    labels = np.concatenate([[0], np.cumsum(np.diff(places) > _SAME_PLACE_MM)])
-    return int(np.bincount(labels).max()), int(labels[-1]) + 1
-
-
-def _tell_apart(part: list[Frame]) -> list[tuple[list[Frame], str]]:
-    """Split frames that share places by as few marks as do it; unsplit where none does."""
-    most, places = shared_places(part)
-    chosen: list[int] = []
-    split = {(): part}
-    for number in range(len(_MARKS)):
-        if most == 1:
-            break
-        trial = _split(part, [*chosen, number])
-        # A mark that differs from slice to slice tells slices apart, not volumes.
-        if places > 1 and min(len(subset) for subset in trial.values()) < 2:
-            continue
-        if (now := max(shared_places(subset)[0] for subset in trial.values())) < most:
-            chosen, split, most = [*chosen, number], trial, now
-    if most > 1:
-        return [(part, "")]
-    named = [
-        "".join(f", {_MARKS[n]} {value}" for n, value in zip(chosen, key, strict=True)) if key else "" for key in split
-    ]
-    return list(zip(split.values(), named, strict=True))
-
-
-def _split(part: list[Frame], chosen: list[int]) -> dict[Any, list[Frame]]:
-    subsets: dict[Any, list[Frame]] = {}
-    for frame in part:
-        subsets.setdefault(tuple(frame.marks[number] for number in chosen), []).append(frame)
-    return subsets
-
-
-def group_key(group: Group) -> str:
-    """Eight hexadecimal digits that name a group: of its series and the instances in it."""
-    first = group.frames[0]
-    names = Counter((frame.instance or frame.path, frame.index) for frame in group.frames)
-    text = "\n".join([first.series, *(f"{instance}#{index}" for instance, index in sorted(names))])
-    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()

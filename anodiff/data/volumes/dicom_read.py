@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from anodiff.data.volumes.dicom import Frame, Group, distance, shared_places
+from anodiff.data.volumes.dicom import Frame
+from anodiff.data.volumes.dicom_group import Group, distance, shared_places
 from anodiff.data.volumes.volume import (
     MAX_VOXELS,
     Volume,

@@ -10,7 +10,8 @@ from typing import Literal
 
 from anodiff.data.readers import image_suffix
 from anodiff.data.table import make_ids
-from anodiff.data.volumes.dicom import Frame, Group, group_frames, group_key, read_frames
+from anodiff.data.volumes.dicom import Damage, Frame, read_frames
+from anodiff.data.volumes.dicom_group import Group, group_frames, group_key
 from anodiff.data.volumes.marks import CHANNELS_MARK, CUT_OFF
 from anodiff.data.volumes.nifti import count_volumes, sniff
 from anodiff.data.volumes.stack import STACK_MARK, find_stacks
@@ -39,7 +40,9 @@ def find_volumes(
     A 4-D file is one source a volume (``four_d="each"``) or one source with its volumes as channels. DICOM files below
     a folder are grouped into series, wherever they lie; a DICOM file named itself is one image, or the volumes of its
     frames. With ``stacks`` a folder of 2-D images, or a multi-page TIFF, is one volume of ``spacing`` mm; without,
-    images are passed over. Files are not decoded: what is wrong with their voxels is said by ``read_volume``.
+    images are passed over. Files are not decoded: what is wrong with their voxels is said by ``read_volume``. The
+    reason of a DICOM file whose header is damaged is a `Damage`; where its series is known, its volumes' sources name
+    it too.
 
     Raises DataError where the path does not exist.
     """
@@ -63,12 +66,27 @@ def find_volumes(
             sources.extend(_file_sources(file, kind, four_d))  # type: ignore[arg-type]
         elif kind:
             skipped.append((file, kind))
-    sources.extend(_series_source(group, root) for group in group_frames(frames))
+    groups = group_frames(frames)
+    skipped, damaged = _by_series(skipped, {group.frames[0].series for group in groups} - {""})
+    sources.extend(_series_source(group, root, tuple(damaged.get(group.frames[0].series, ()))) for group in groups)
     if stacks:
         more, passed = find_stacks(images, spacing)
         sources.extend(more)
         skipped.extend(passed)
     return Found(with_ids(sources), sorted(skipped))
+
+
+def _by_series(skipped: list[tuple[str, str]], known: set[str]) -> tuple[list[tuple[str, str]], dict[str, list[str]]]:
+    """(files passed over with their reasons, for each known series a sentence on each damaged file of it)."""
+    passed: list[tuple[str, str]] = []
+    damaged: dict[str, list[str]] = {}
+    for file, reason in skipped:
+        if isinstance(reason, Damage) and reason.series in known:
+            damaged.setdefault(reason.series, []).append(f"{file}, of this series, is left out: {reason}")
+            passed.append((file, f"{reason}; the rest of its series is read"))
+        else:
+            passed.append((file, reason))
+    return passed, damaged
 
 
 def split_mark(text: str) -> tuple[str, str]:
@@ -99,7 +117,8 @@ def _kind(file: str) -> str:
             return "dicom"
         kind = sniff(file)
     except OSError as error:
-        return f"it cannot be read ({error.strerror or type(error).__name__})"
+        reason = f"it cannot be read ({error.strerror or type(error).__name__})"
+        return Damage.of(reason) if suffix in DICOM_SUFFIXES else reason
     if kind in ("nifti1", "nifti2", "pair1", "pair2"):
         return "nifti"
     if kind == "mgh":
@@ -147,7 +166,7 @@ def _file_sources(file: str, kind: Literal["nifti", "mgh"], four_d: FourD) -> li
     ]
 
 
-def _series_source(group: Group, root: Path) -> VolumeSource:
+def _series_source(group: Group, root: Path, damaged: tuple[str, ...]) -> VolumeSource:
     frames, first = group.frames, group.frames[0]
     files = tuple(dict.fromkeys(frame.path for frame in frames))
     if len(files) == 1 and len(frames) == first.count:
@@ -157,7 +176,8 @@ def _series_source(group: Group, root: Path) -> VolumeSource:
     else:
         home = root if root.is_dir() else root.parent
         path = f"{files[0] if len(files) == 1 else home}{SERIES_MARK}{group_key(group)}"
-    return VolumeSource(path, path, "dicom", _describe(group), files, frames=frames, remarks=group.remarks)
+    text = _describe(group)
+    return VolumeSource(path, path, "dicom", text, files, frames=frames, remarks=group.remarks, damaged=damaged)
 
 
 def _describe(group: Group) -> str:
@@ -196,5 +216,5 @@ def _plain_name(source: VolumeSource) -> str:
             break
     if source.kind == "dicom" and mark.startswith(SERIES_MARK):
         first = source.frames[0]
-        return str(path / f"{first.modality or 'series'}_{first.series_number or 0}_{mark[-8:]}.series")
+        return str(path / f"{first.modality or 'series'}_{mark[-8:]}.series")
     return str(path.parent / f"{stem}{mark.replace('#', '_').replace('=', '_')}.{suffix or 'none'}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anodiff.data.readers import image_suffix
+from anodiff.data.volumes.dicom import Damage
 from anodiff.data.volumes.discover import DICOM_SUFFIXES, FourD, find_volumes, split_mark, with_ids
 from anodiff.data.volumes.marks import channel_files
 from anodiff.data.volumes.read import resolve
@@ -58,9 +59,9 @@ def expand_volumes(inputs: Sequence[str | os.PathLike[str]], known: ChannelNames
 
     Each once, with ids unique among all of them. DICOM files of a folder that are named one by one, as a shell's
     pattern does, make series where they are complete. What is named as a volume and is empty, or names one that is
-    not there, is kept: reading it says what is wrong (its source has no files then); what is no volume is passed over.
-    Raises DataError for an input that does not exist, and where there is
-    no volume at all, and where a folder's channels have names, but not the model's.
+    not there, is kept: reading it says what is wrong (its source has no files then); so is a damaged DICOM file of no
+    series that can be read. What is no volume is passed over. Raises DataError for an input that does not exist, where
+    there is no volume at all, and where a folder's channels have names, but not the model's.
     """
     four_d: FourD = "channels" if known is not None and known.count > 1 else "each"
     sources: dict[str, VolumeSource] = {}
@@ -78,8 +79,7 @@ def expand_volumes(inputs: Sequence[str | os.PathLike[str]], known: ChannelNames
                 sources |= {source.path: source for source in _of_file(path, skipped, four_d)}
     for folder, files in slices.items():
         sources |= {source.path: source for source in _of_slices(folder, files, skipped)}
-    for path in [path for path, reason in skipped if reason == EMPTY and path.lower().endswith(SUFFIXES)]:
-        # The rest of an interrupted copy: a broken volume, not another kind of file.
+    for path in [path for path, reason in skipped if is_broken(path, reason)]:
         sources[path] = VolumeSource(path, path, "nifti", "named by its path")
     skipped = [(path, reason) for path, reason in skipped if path not in sources]
     if not sources:
@@ -137,6 +137,11 @@ def _is_dicom_file(path: str) -> bool:
     return looks_like_volume(path) and not path.lower().endswith(SUFFIXES)
 
 
+def is_broken(path: str, reason: str) -> bool:
+    """Whether what was passed over is a broken volume (also the rest of an interrupted copy), not another file."""
+    return isinstance(reason, Damage) or (reason == EMPTY and path.lower().endswith(SUFFIXES))
+
+
 def _of_channels(folder: str, known: ChannelNames) -> Found | None:
     """The cases or subjects of a folder that is laid out by channels; None for others."""
     from anodiff.data.layouts.channels import volumes_of_channels
@@ -179,7 +184,13 @@ def _of_slices(folder: str, files: list[str], skipped: list[tuple[str, str]]) ->
     sources: list[VolumeSource] = []
     if len(left) > 1:
         wanted = {os.path.abspath(path): path for path in files}
-        for source in find_volumes(folder).sources:
+        found = find_volumes(folder)
+        for path, reason in found.skipped:
+            named = wanted.get(os.path.abspath(path), "")
+            if named in left:
+                left.pop(named)
+                skipped.append((named, reason))
+        for source in found.sources:
             own = [os.path.abspath(path) for path in source.files]
             if source.kind == "dicom" and set(own) <= set(wanted):
                 sources.append(source)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from anodiff.data.volumes.modality import modality_of_name
 from anodiff.data.volumes.volume import (
     MAX_PARTS,
     MAX_VOXELS,
@@ -125,6 +126,7 @@ def read_nifti(path: str | os.PathLike[str], volume: int | None = None, *, max_v
         kind,  # type: ignore[arg-type]
         units=units,
         ranged=bool(colours) or is_ranged(stored),
+        modality=modality_of_name(path),
         valid=valid,
         stored_shape=tuple(int(side) for side in image.shape),
         header=header,

@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anodiff.data.histogram import landmarks_of, standardised
 from anodiff.data.intensity import limit, line
 from anodiff.data.preprocess import erode, otsu_threshold
 from anodiff.data.volumes.geometry import Plan, plan
 from anodiff.data.volumes.volume import Volume
 from anodiff.errors import InputError
 
-Kind = Literal["unit_range", "percentile", "zscore", "robust", "window"]
-KINDS: tuple[Kind, ...] = ("unit_range", "percentile", "zscore", "robust", "window")
+Kind = Literal["unit_range", "percentile", "zscore", "robust", "nyul", "window"]
+KINDS: tuple[Kind, ...] = ("unit_range", "percentile", "zscore", "robust", "nyul", "window")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class VolumeIntensity:
     clip: float | None = 5.0
     spread: str = "both"
     window: tuple[float, float] | None = None
+    landmarks: tuple[float, ...] = ()
+    standard: tuple[tuple[float, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -66,11 +69,15 @@ class VolumeSettings:
 
 @dataclass(frozen=True)
 class PreparedVolume:
-    """image: float32 (C, I, J, K), in [-1, 1] unless zscore; foreground: bool (I, J, K); plan: the way back."""
+    """image: float32 (C, I, J, K), in [-1, 1] unless zscore; foreground: bool (I, J, K); plan: the way back.
+
+    clear: for each axis bool (n,), the slices across it that may be cut; None: all.
+    """
 
     image: Tensor
     foreground: Tensor
     plan: Plan
+    clear: tuple[np.ndarray, ...] | None = None
 
     def back(self, values: Tensor | np.ndarray, fill: float = 0.0) -> np.ndarray:
         """A map (I, J, K) or (C, I, J, K) on the model's grid -> float32 on the native one."""
@@ -88,11 +95,8 @@ class VolumePreprocessor:
         """Prepare one volume. Raises InputError for values whose range is unknown, or without any spread."""
         settings = self.settings
         low, high = self.value_range(volume)
-        way = plan(volume, settings.orientation, settings.spacing)
-        data = way.forward(volume.data)
-        valid = np.ones(data.shape[1:], dtype=bool) if volume.valid is None else way.forward_mask(volume.valid)
+        way, data, inside = self._resampled(volume)
         spacing = np.array(way.model.spacing) * volume.spacing_mm[0] / way.native.spacing[0]
-        inside = self._foreground(data.mean(axis=0), valid, low, high)
         image = normalise(data, inside, low, high, settings.intensity, volume.path)
         inside = erode_mm(erode(inside, settings.foreground_erode_px), settings.foreground_erode_mm, spacing)
         if settings.size is not None:
@@ -108,6 +112,21 @@ class VolumePreprocessor:
             way = whole
         image = np.ascontiguousarray(image, dtype=np.float32)
         return PreparedVolume(torch.from_numpy(image), torch.from_numpy(np.ascontiguousarray(inside)), way)
+
+    def landmarks(self, volume: Volume) -> np.ndarray:
+        """(C, K) float64 of a volume's foreground, of many of which the standard scale of ``nyul`` is made.
+
+        Raises InputError as the preprocessor itself does.
+        """
+        _, data, inside = self._resampled(volume)
+        return landmarks_of(data[:, inside], self.settings.intensity, volume.path)
+
+    def _resampled(self, volume: Volume) -> tuple[Plan, np.ndarray, np.ndarray]:
+        """The way to the model's orientation and spacing, the values there and the foreground before it is eroded."""
+        way = plan(volume, self.settings.orientation, self.settings.spacing)
+        data = way.forward(volume.data)
+        valid = np.ones(data.shape[1:], dtype=bool) if volume.valid is None else way.forward_mask(volume.valid)
+        return way, data, self._foreground(data.mean(axis=0), valid, *self.value_range(volume))
 
     def value_range(self, volume: Volume) -> tuple[float, float]:
         """The values that mean black and white: the settings', else the stored type's, else [0, 1].
@@ -148,6 +167,8 @@ def normalise(
     data: np.ndarray, inside: np.ndarray, low: float, high: float, intensity: VolumeIntensity, path: str
 ) -> np.ndarray:
     """float32 (C, I, J, K) with the values of ``inside`` (I, J, K) as reference; see ``VolumeIntensity``."""
+    if intensity.kind == "nyul":
+        return standardised(data, data[:, inside], intensity, path)
     known = {"unit_range": (low, high), "window": intensity.window}.get(intensity.kind)
     if known is not None:
         bottom, top = known

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anodiff.data.volumes.dicom import Group
+from anodiff.data.volumes.dicom_group import Group
 from anodiff.data.volumes.dicom_read import read_group
 from anodiff.data.volumes.discover import SERIES_MARK, VOLUME_MARK, find_volumes, split_mark
 from anodiff.data.volumes.marks import channel_files, check_same_grid, join_channels, marked, split_labels
@@ -63,7 +63,12 @@ def _read(source: VolumeSource | str | os.PathLike[str], max_voxels: int) -> Vol
     if source.kind == "channels":
         return join_channels([_read(file, max_voxels) for file in source.files], source.path, max_voxels)
     if source.kind == "dicom":
-        return read_group(Group(source.frames, source.remarks), source.path, max_voxels=max_voxels)
+        group = Group(source.frames, source.remarks + source.damaged)
+        try:
+            return read_group(group, source.path, max_voxels=max_voxels)
+        except InputError as error:
+            # What is missing may be in the file that could not be read.
+            raise InputError("; ".join((str(error), *source.damaged))) from None
     if source.kind == "stack":
         return read_stack(source, max_voxels=max_voxels)
     return read_nifti(source.files[0], source.volume, max_voxels=max_voxels)

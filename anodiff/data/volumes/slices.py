@@ -6,6 +6,7 @@ across, so that in the orientation LPI (left, posterior, inferior) every plane l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,12 @@ class SliceStack:
     def __len__(self) -> int:
         return len(self.images)
 
+    def only(self, keep: Sequence[int]) -> SliceStack:
+        """Some of the slices, by their number in the stack."""
+        chosen = list(keep)
+        index = tuple(self.index[n] for n in chosen)
+        return replace(self, images=self.images[chosen], foreground=self.foreground[chosen], index=index)
+
 
 class VolumeSlicer:
     """Volume -> PreparedVolume -> SliceStack, and maps of slices -> a map of the volume; by a recipe's two sections."""
@@ -64,7 +71,7 @@ class VolumeSlicer:
         return (thin[0],) if len(thin) == 1 else self.volume.axes
 
     def cut(self, prepared: PreparedVolume, axis: int, volume: Volume | None = None) -> SliceStack:
-        """The slices along ``axis`` with at least ``volume.min_foreground`` of foreground.
+        """The slices along ``axis`` with at least ``volume.min_foreground`` of foreground, of those that are clear.
 
         ``volume``: what was prepared; needed where intensities are of each slice. Raises InputError where the range
         of its values is unknown.
@@ -72,8 +79,12 @@ class VolumeSlicer:
         if self.volume.statistics == "slice":
             if volume is None:
                 raise ValueError("slices with statistics of their own need the volume that was prepared")
-            return self._cut_each(prepared, axis, volume)
-        return cut_slices(prepared.image, prepared.foreground, axis, self.preprocess, self.volume)
+            stack = self._cut_each(prepared, axis, volume)
+        else:
+            stack = cut_slices(prepared.image, prepared.foreground, axis, self.preprocess, self.volume)
+        if prepared.clear is None:
+            return stack
+        return stack.only([n for n, place in enumerate(stack.index) if prepared.clear[axis][place]])
 
     def _cut_each(self, prepared: PreparedVolume, axis: int, volume: Volume) -> SliceStack:
         """Every slice as an image of its own; constant ones and those without spread have nothing to look at."""
@@ -119,7 +130,15 @@ def volume_settings(preprocess: PreprocessConfig, volume: VolumeConfig) -> Volum
         spacing=volume.spacing,
         size=volume.size,
         crop_to_foreground=volume.crop_to_foreground,
-        intensity=VolumeIntensity(intensity.kind, intensity.low, intensity.high, intensity.clip, intensity.spread),
+        intensity=VolumeIntensity(
+            intensity.kind,
+            intensity.low,
+            intensity.high,
+            intensity.clip,
+            intensity.spread,
+            landmarks=intensity.landmarks,
+            standard=intensity.standard,
+        ),
         value_range=preprocess.value_range,
         foreground=preprocess.foreground,
         foreground_threshold=preprocess.foreground_threshold,

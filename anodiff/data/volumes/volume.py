@@ -30,7 +30,8 @@ class VolumeSource:
     id: safe as a file name, unique within the find; path: the file, or ``file#volume=3``, ``file#frame=3`` (from 1),
     ``folder#series=<8 hex digits>``, ``folder#stack``, ``pages.tif#stack=0.5x0.5x2`` (mm along i, j and k where they
     are not 1), ``x_#channels=flair.nii,t1.nii``: a name from which ``read_volume`` finds it again; description: a
-    sentence without anything of the patient; remarks: what the reader has to say already.
+    sentence without anything of the patient; remarks: what the reader has to say already; damaged: a sentence for each
+    file of its series that cannot be read.
     """
 
     id: str
@@ -42,6 +43,7 @@ class VolumeSource:
     frames: tuple[Frame, ...] = field(default=(), repr=False)
     spacing: tuple[float, float, float] = field(default=(1.0, 1.0, 1.0), repr=False)
     remarks: tuple[str, ...] = field(default=(), repr=False)
+    damaged: tuple[str, ...] = field(default=(), repr=False)
 
 
 class Found(NamedTuple):

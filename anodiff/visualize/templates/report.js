@@ -1,17 +1,6 @@
 (() => {
   "use strict";
-  const root = document.documentElement;
-  const $ = (selector, within = document) => within.querySelector(selector);
-  const $$ = (selector, within = document) => [...within.querySelectorAll(selector)];
-  for (const element of $$(".segments, .search, .opacity, .keys, #theme")) element.hidden = false;
-
-  // Theme: the system's until the button is pressed.
-  const theme = $("#theme"), dark = matchMedia("(prefers-color-scheme: dark)");
-  const other = () => ((root.dataset.theme || (dark.matches ? "dark" : "light")) === "dark" ? "light" : "dark");
-  const nameTheme = () => { theme.textContent = other() === "dark" ? "Dark view" : "Light view"; };
-  theme.addEventListener("click", () => { root.dataset.theme = other(); nameTheme(); });
-  dark.addEventListener("change", nameTheme);
-  nameTheme();
+  for (const element of $$(".segments, .search, .opacity, .keys")) element.hidden = false;
 
   // Overlay opacity: one value for the table and the viewer.
   const sliders = $$("[data-opacity]");

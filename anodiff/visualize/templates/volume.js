@@ -1,20 +1,5 @@
 (() => {
   "use strict";
-  const root = document.documentElement;
-  const $ = (selector, within = document) => within.querySelector(selector);
-  const $$ = (selector, within = document) => [...within.querySelectorAll(selector)];
-
-  // Theme: the system's until the button is pressed.
-  const theme = $("#theme"), dark = matchMedia("(prefers-color-scheme: dark)");
-  if (theme) {
-    const other = () => ((root.dataset.theme || (dark.matches ? "dark" : "light")) === "dark" ? "light" : "dark");
-    const nameTheme = () => { theme.textContent = other() === "dark" ? "Dark view" : "Light view"; };
-    theme.addEventListener("click", () => { root.dataset.theme = other(); nameTheme(); });
-    dark.addEventListener("change", nameTheme);
-    theme.hidden = false;
-    nameTheme();
-  }
-
   const viewer = $("#viewer");
   if (!viewer) return;
   const bytes = (hex) => Uint8Array.from(hex.match(/../g), (pair) => parseInt(pair, 16));
@@ -222,6 +207,8 @@
       button.addEventListener("click", () => moveTo(voxel));
       return button;
     }));
+    $("#v-unlisted").hidden = !meta.unlisted;
+    $("#v-unlisted").textContent = `The ${meta.lesions.length} candidates with the highest peaks; ${meta.unlisted} more are not listed here.`;
     for (const button of $$("#v-bases button")) button.hidden = !sheets[button.dataset.base];
     if (!sheets[base]) setBase("image");
     const millimetres = (sheet) => sheet.factors.map((factor, axis) => Number((factor * meta.spacing[axis]).toFixed(2))).join(" × ");

@@ -1,0 +1,139 @@
+"""DICOM frames to volumes: which of them belong together, in which order, and what tells those at one place apart."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from anodiff.data.volumes.dicom import MARKS, Frame
+
+_SAME_DIRECTION = 1e-3
+_SAME_PLACE_MM = 1e-3
+
+
+@dataclass(frozen=True)
+class Group:
+    """Frames that make one volume, sorted along the slice normal; remarks: what became of the others."""
+
+    frames: tuple[Frame, ...]
+    remarks: tuple[str, ...] = ()
+
+
+def group_frames(frames: Iterable[Frame]) -> list[Group]:
+    """Frames of one or many series as volumes, in a fixed order that does not depend on file names.
+
+    Frames without a place in the patient are volumes of their own. The others go together by series, frame of
+    reference, size, kind of pixels and direction; copies of one frame count once; frames at the same place are told
+    apart by time, echo, b-value, image type or acquisition. What still shares a place stays together, and reading says
+    why it cannot be used.
+    """
+    by_series: dict[str, list[Frame]] = {}
+    for frame in frames:
+        by_series.setdefault(frame.series or f"file:{frame.path}", []).append(frame)
+    groups = [group for series in sorted(by_series) for group in _group_series(by_series[series])]
+    return sorted(groups, key=lambda group: (group.frames[0].series_number or 0, group.frames[0].series))
+
+
+def _group_series(frames: list[Frame]) -> list[Group]:
+    kept, copies = _without_copies(frames)
+    copied: tuple[str, ...] = (f"{copies} copies of slices were left out",) if copies else ()
+    parts: list[list[Frame]] = []
+    for frame in kept:
+        home = next((part for part in parts if _belongs(part[0], frame)), None)
+        if home is None:
+            parts.append([frame])
+        else:
+            home.append(frame)
+    groups = [(group, mark) for part in parts for group, mark in _tell_apart(_sorted(part))]
+    result: list[Group] = []
+    for number, (part, mark) in enumerate(groups, start=1):
+        remarks: tuple[str, ...] = copied
+        if len(groups) > 1 and part[0].count == 1 and part[0].placed:
+            remarks += (f"the series holds {len(groups)} volumes: this is number {number}{mark}",)
+        result.append(Group(tuple(part), remarks))
+    return result
+
+
+def _without_copies(frames: list[Frame]) -> tuple[list[Frame], int]:
+    """One of each instance and frame number, the one whose path comes first; and how many were dropped."""
+    seen: dict[tuple[str, int], Frame] = {}
+    for frame in sorted(frames, key=lambda frame: (frame.path, frame.index)):
+        seen.setdefault((frame.instance or frame.path, frame.index), frame)
+    return list(seen.values()), len(frames) - len(seen)
+
+
+def _belongs(first: Frame, other: Frame) -> bool:
+    if not (first.placed and other.placed):
+        return False
+    same = ("reference", "rows", "columns", "samples", "photometric", "bits_allocated", "signed", "lookup")
+    if any(getattr(first, name) != getattr(other, name) for name in same):
+        return False
+    axes = [np.array((*frame.rows_direction, *frame.columns_direction)) for frame in (first, other)]  # type: ignore[misc]
+    spacings = np.array((first.spacing, other.spacing), dtype=float)
+    return bool(np.abs(axes[0] - axes[1]).max() < _SAME_DIRECTION and np.allclose(spacings[0], spacings[1], rtol=1e-3))
+
+
+def _sorted(part: list[Frame]) -> list[Frame]:
+    """Along the slice normal; frames at one place by instance number."""
+    if not part[0].placed:
+        return part
+    normal = part[0].normal
+    return sorted(part, key=lambda frame: (round(distance(frame, normal), 4), frame.instance_number, frame.index))
+
+
+def distance(frame: Frame, normal: np.ndarray) -> float:
+    """Position along ``normal`` in mm."""
+    return float(np.dot(np.array(frame.position), normal))
+
+
+def shared_places(frames: list[Frame] | tuple[Frame, ...]) -> tuple[int, int]:
+    """(the most frames at one place, the number of places) of sorted frames."""
+    if not frames[0].placed:
+        return 1, len(frames)
+    places = np.array([distance(frame, frames[0].normal) for frame in frames])
+    labels = np.concatenate([[0], np.cumsum(np.diff(places) > _SAME_PLACE_MM)])
+    return int(np.bincount(labels).max()), int(labels[-1]) + 1
+
+
+def _tell_apart(part: list[Frame]) -> list[tuple[list[Frame], str]]:
+    """Split frames that share places by as few marks as do it; unsplit where none does."""
+    most, places = shared_places(part)
+    chosen: list[int] = []
+    split = {(): part}
+    for number in range(len(MARKS)):
+        if most == 1:
+            break
+        trial = _split(part, [*chosen, number])
+        # A mark that differs from slice to slice tells slices apart, not volumes.
+        if places > 1 and min(len(subset) for subset in trial.values()) < 2:
+            continue
+        if (now := max(shared_places(subset)[0] for subset in trial.values())) < most:
+            chosen, split, most = [*chosen, number], trial, now
+    if most > 1:
+        return [(part, "")]
+    named = [
+        "".join(f", {MARKS[n]} {value}" for n, value in zip(chosen, key, strict=True)) if key else "" for key in split
+    ]
+    return list(zip(split.values(), named, strict=True))
+
+
+def _split(part: list[Frame], chosen: list[int]) -> dict[Any, list[Frame]]:
+    subsets: dict[Any, list[Frame]] = {}
+    for frame in part:
+        subsets.setdefault(tuple(frame.marks[number] for number in chosen), []).append(frame)
+    return subsets
+
+
+def group_key(group: Group) -> str:
+    """Eight hexadecimal digits that name a group: of its series and the instances in it."""
+    first = group.frames[0]
+    # Where a file has no identity its name stands for it, without the folder, which may be moved.
+    names = Counter((frame.instance or os.path.basename(frame.path), frame.index) for frame in group.frames)
+    text = "\n".join([first.series, *(f"{instance}#{index}" for instance, index in sorted(names))])
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()

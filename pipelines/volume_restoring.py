@@ -1,0 +1,114 @@
+"""`anodiff denoise` and `anodiff inpaint` for volumes: NIfTI on each input's own grid, a table, a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from anodiff.data.layouts.channels import ChannelNames
+from anodiff.data.volumes.inputs import expand_volumes, first_volume
+from anodiff.engine.loop import Summary
+from anodiff.errors import ConfigError
+from anodiff.files import write_csv
+from anodiff.model import DiffusionModel
+from anodiff.pipelines.common import Common, open_model, say
+from anodiff.pipelines.restoring import chain_settings, run_items
+from anodiff.pipelines.restoring_options import OPEN_KEYS
+from anodiff.pipelines.scoring import Truth
+from anodiff.pipelines.volume_job import VolumeItem
+from anodiff.pipelines.volume_restoring_job import VolumeRestoringJob
+from anodiff.pipelines.volume_scoring import (
+    open_volume_model,
+    outside,
+    refuse_images,
+    remark_notes,
+    skipped_notes,
+)
+from anodiff.restoration import Restorer
+
+SLICE_COLUMNS = ("id", "axis", "slice", "sigma", "sigma_from")
+
+
+def open_restoring(path: Path, inputs: Sequence[str], common: Common) -> tuple[DiffusionModel, bool]:
+    """The model, and whether the run is about volumes: one is among the inputs, or the model sees nothing else.
+
+    Raises what `open_model` does; ConfigError for a model of clips; DataError for images among volumes.
+    """
+    model = open_model(path, None, ())
+    section = model.config.volume
+    if model.config.video is not None:
+        raise ConfigError("expected a model of images or volumes, found one of clips")
+    only = section is not None and (section.mode == "patches" or section.neighbours > 0)
+    if not only and first_volume(inputs) is None:
+        return open_model(path, common.overrides, OPEN_KEYS), False
+    if not only:
+        refuse_images(inputs)
+    model, plain = open_volume_model(path, common.overrides, OPEN_KEYS)
+    if plain:
+        assert model.config.volume is not None
+        along = " and ".join("ijk"[axis] for axis in model.config.volume.axes)
+        say(f"note: the model is of 2-D images: slices along {along} of each volume are restored as such", common.quiet)
+    return model, True
+
+
+def run_volumes(
+    job: VolumeRestoringJob,
+    model_path: Path,
+    model: DiffusionModel,
+    restorer: Restorer,
+    inputs: Sequence[str],
+    settings: Mapping[str, Any],
+    *,
+    name: str,
+    common: Common,
+    npy: bool,
+    columns: Sequence[str] = (),
+) -> Summary:
+    """Runs the job over the volumes: OUTPUT/images/, results.csv and report.html; the same command resumes it.
+
+    settings, columns: see `anodiff.pipelines.restoring.run_restoring`. Where noise levels are of slices slices.csv has
+    them. Raises ConfigError for ``npy``, DataError where there is no volume.
+    """
+    if npy:
+        raise ConfigError("--npy: expected none for volumes, which are written as float32 NIfTI, unrounded")
+    found = expand_volumes(inputs, ChannelNames.of(model.config.preprocess.channels, model.provenance))
+    sources = outside(found.sources, job.folder)
+    items = [VolumeItem(each.id, each.path, Truth(), source=each if each.files else None) for each in sources]
+    for note in skipped_notes(found.skipped):
+        say(f"note: {note}", common.quiet)
+    settings = {
+        **settings,
+        **chain_settings(model_path, model, restorer),
+        **{f"volume.{key}": value for key, value in job.config.model_dump(mode="json").items()},
+    }
+    rows: list[dict[str, Any]] = []
+    summary = run_items(
+        job,
+        items,
+        restorer,
+        job.folder,
+        settings,
+        name=name,
+        common=common,
+        workers=min(model.config.engine.workers, 2),
+        columns=columns,
+        pictures=job.pictures,
+        unit="volumes",
+        rows=rows,
+    )
+    if found.skipped:
+        skipped = [{"path": path, "reason": reason} for path, reason in found.skipped]
+        write_csv(job.folder / "skipped.csv", ("path", "reason"), skipped)
+    if any(row.get("slices") for row in rows):
+        write_csv(job.folder / "slices.csv", SLICE_COLUMNS, slice_rows(rows))
+    for remark in remark_notes(rows):
+        say(f"note: {remark}", common.quiet)
+    return summary
+
+
+def slice_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """slices.csv: the noise level of each slice; axis and slice (from 0) are those of the file."""
+    for row in rows:
+        for each in sorted(row.get("slices", ()), key=lambda found: (found["axis"], found["slice"])):
+            yield {"id": row["id"], **each}

@@ -1,0 +1,129 @@
+"""DICOM files that are damaged: named in the row of their series, or rows of their own, never lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from anodiff.data.volumes import find_volumes, read_volume
+from anodiff.data.volumes.dicom import Damage, read_frames
+from anodiff.data.volumes.inputs import expand_volumes
+from anodiff.errors import InputError
+
+HEIGHTS = [(0.0, 0.0, 2.0 * k) for k in range(4)]
+
+
+def cut_header(path: Path, before: str = "Rows") -> Path:
+    """The file, ended just before an element of its header."""
+    import pydicom
+    from pydicom.tag import Tag
+
+    content, tag = path.read_bytes(), Tag(before)
+    assert tag in pydicom.dcmread(path)
+    mark = tag.group.to_bytes(2, "little") + tag.element.to_bytes(2, "little")
+    path.write_bytes(content[: content.index(mark)])
+    return path
+
+
+def test_every_length_of_a_file_is_an_image_or_damage(
+    write_slice: Any, tmp_path: Path, secrets: tuple[str, ...]
+) -> None:
+    """However short a file was cut, it is never taken for an object that has no pixels by nature."""
+    content = write_slice(tmp_path / "a.dcm", np.arange(20, dtype=np.int16).reshape(4, 5)).read_bytes()
+    named = 0
+    for length in range(1, len(content), 3):
+        (tmp_path / "cut.dcm").write_bytes(content[:length])
+        found = read_frames(str(tmp_path / "cut.dcm"))
+        assert isinstance(found, list | Damage), (length, found)
+        assert not [word for word in secrets if word in str(found)]
+        named += isinstance(found, Damage) and found.series == "1.2.3.1"
+    assert named > 10
+    (tmp_path / "text.dcm").write_bytes(b"this is no DICOM at all\n" * 20)
+    assert isinstance(read_frames(str(tmp_path / "text.dcm")), Damage)
+
+
+def test_objects_without_pixels_by_nature_are_not_damaged(write_slice: Any, tmp_path: Path) -> None:
+    pixels = np.zeros((2, 2), np.uint8)
+    for name, kind in (("sr", "1.2.840.10008.5.1.4.1.1.88.11"), ("plan", "1.2.840.10008.5.1.4.1.1.481.5")):
+        path = write_slice(tmp_path / f"{name}.dcm", pixels, Rows=None, SOPClassUID=kind)
+        assert not isinstance(read_frames(str(path)), Damage)
+    image = write_slice(tmp_path / "ct.dcm", pixels, Rows=None)
+    assert isinstance(read_frames(str(image)), Damage)
+
+
+def test_a_damaged_slice_at_the_end_is_remarked_by_its_series(write_series: Any, tmp_path: Path) -> None:
+    write_series(tmp_path / "a", HEIGHTS)
+    last = cut_header(tmp_path / "a" / "s_96.dcm")
+    found = expand_volumes([tmp_path / "a"])
+    (source,) = found.sources
+    volume = read_volume(source)
+    assert volume.shape == (5, 4, 3)
+    assert [remark for remark in volume.remarks if str(last) in remark and "left out" in remark]
+    assert [path for path, _ in found.skipped] == [str(last)]
+    assert read_volume(source.path).remarks == volume.remarks
+    # as a shell's pattern names them
+    named = expand_volumes([str(path) for path in sorted((tmp_path / "a").iterdir())])
+    assert [each.path for each in named.sources] == [source.path]
+    assert named.sources[0].damaged == source.damaged
+
+
+def test_a_damaged_slice_in_the_middle_is_named_beside_what_is_missing(write_series: Any, tmp_path: Path) -> None:
+    write_series(tmp_path / "a", HEIGHTS)
+    middle = cut_header(tmp_path / "a" / "s_97.dcm", "BitsAllocated")
+    (source,) = expand_volumes([tmp_path / "a"]).sources
+    with pytest.raises(InputError, match="found 1 missing") as error:
+        read_volume(source)
+    assert str(middle) in str(error.value)
+
+
+def test_a_damaged_file_of_no_series_is_an_input_of_its_own(
+    write_series: Any, write_slice: Any, tmp_path: Path
+) -> None:
+    write_series(tmp_path / "a", HEIGHTS)
+    (tmp_path / "a" / "text.dcm").write_bytes(b"this is no DICOM at all\n" * 20)
+    (tmp_path / "a" / "gone.dcm").symlink_to(tmp_path / "nowhere.dcm")
+    other = write_slice(tmp_path / "a" / "other.dcm", np.zeros((4, 5), np.int16), SeriesInstanceUID="1.2.3.7")
+    cut_header(other)
+    found = expand_volumes([tmp_path / "a"])
+    broken = {Path(source.path).name: source for source in found.sources if not source.files}
+    assert set(broken) == {"text.dcm", "gone.dcm", "other.dcm"}
+    assert len({source.id for source in found.sources}) == 4
+    assert found.skipped == []
+    for name, source in broken.items():
+        with pytest.raises(InputError, match=rf"{name}: expected a volume, found"):
+            read_volume(source.path)
+
+
+def test_a_data_set_has_a_row_for_a_broken_file(write_series: Any, tmp_path: Path) -> None:
+    from anodiff.data.layouts import load_table
+
+    write_series(tmp_path, HEIGHTS)
+    (tmp_path / "text.dcm").write_bytes(b"this is no DICOM at all\n" * 20)
+    (tmp_path / "empty.nii").write_bytes(b"")
+    assert {Path(path).name for path in load_table(tmp_path).table["path"]} >= {"text.dcm", "empty.nii"}
+
+
+def test_ids_do_not_change_with_numbers_names_and_folders(write_series: Any, tmp_path: Path) -> None:
+    """The same series, renumbered, renamed and moved, has the same id; nothing in it is of the patient."""
+    import pydicom
+
+    write_series(tmp_path / "one" / "s", HEIGHTS)
+    write_series(tmp_path / "one" / "t", HEIGHTS, SeriesInstanceUID="1.2.3.2")
+    for file in (tmp_path / "one" / "t").iterdir():
+        dataset = pydicom.dcmread(file)
+        del dataset.SOPInstanceUID
+        dataset.save_as(file)
+    before = [source.id for source in find_volumes(tmp_path / "one").sources]
+    assert len(before) == 2
+    for folder in ("s", "t"):
+        (tmp_path / "two" / folder).mkdir(parents=True)
+        for number, file in enumerate(sorted((tmp_path / "one" / folder).iterdir())):
+            dataset = pydicom.dcmread(file)
+            dataset.SeriesNumber = 77
+            name = file.name if folder == "t" else f"{9 - number}.dcm"
+            dataset.save_as(tmp_path / "two" / folder / name)
+    assert sorted(source.id for source in find_volumes(tmp_path / "two").sources) == sorted(before)
+    assert not any("77" in name.split("_") or "5" in name.split("_") or "SECRET" in name for name in before)
