@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -30,12 +33,83 @@ GroupBy = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images computed at once; does not change results.")]
+AnyBatch = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        show_default="16 images",
+        help="Images computed at once, which changes no result; of volumes: slices or windows that the network sees at "
+        "once, in place of engine.network_batch (results agree to 1e-4).",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe.")]
+MaxMemory = Annotated[
+    float | None,
+    typer.Option(metavar="GIB", help="Most memory of what the network computes at once: it is made less to fit."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew, removing what an earlier run wrote there.")]
 
+#: images computed at once unless ``--batch-size`` says otherwise
+IMAGES_AT_ONCE = 16
 #: how many of several failures a sentence names
 NAMED = 3
+
+
+@dataclass(frozen=True)
+class Common:
+    """The options that every job that computes has, as its ``run`` is given them; see `with_common`.
+
+    overrides: of ``--set``. quiet: says nothing and shows no progress; not an option of the command line.
+    """
+
+    overwrite: Overwrite = False
+    device: Device = "auto"
+    precision: Precision = "auto"
+    batch_size: AnyBatch = None
+    seed: Seed = 0
+    overrides: Set = None
+    quiet: bool = False
+
+    @property
+    def images_at_once(self) -> int:
+        """``batch_size``, or IMAGES_AT_ONCE where none was asked for."""
+        return self.batch_size or IMAGES_AT_ONCE
+
+    @property
+    def computing(self) -> dict[str, Any]:
+        """The arguments of a `Restorer` or `AnomalyDetector`: where, how exactly and from which seed it computes."""
+        return {"device": self.device, "precision": self.precision, "seed": self.seed}
+
+
+COMMON = Common()
+
+
+def with_common(main: Callable[..., None]) -> Callable[..., None]:
+    """A command whose options are those of ``main``, then those of `Common`, which ``main`` is given as ``common``."""
+    signature = inspect.signature(main, eval_str=True)
+    own = [each for name, each in signature.parameters.items() if name != "common"]
+    hints = get_type_hints(Common, include_extras=True)
+    shared = [
+        inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=hints[each.name])
+        for each in fields(Common)
+        if each.name != "quiet"
+    ]
+
+    @functools.wraps(main)
+    def command(**given: Any) -> None:
+        common = Common(**{each.name: given.pop(each.name) for each in shared})
+        main(**given, common=common)
+
+    parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own] + shared
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    return command
+
+
+def within_memory(overrides: list[str] | None, most: float | None) -> list[str] | None:
+    """Overrides of the recipe with ``--max-memory`` among them."""
+    return overrides if most is None else [*(overrides or []), f"engine.max_memory={most}"]
 
 
 def open_model(path: Path, overrides: list[str] | None, allowed: tuple[str, ...]) -> DiffusionModel:

@@ -9,10 +9,12 @@ import typer
 
 from anodiff.errors import DataError
 from anodiff.pipelines.common import (
-    BatchSize,
+    IMAGES_AT_ONCE,
+    AnyBatch,
     Device,
     GroupBy,
     Layout,
+    MaxMemory,
     Model,
     Normal,
     Output,
@@ -25,6 +27,7 @@ from anodiff.pipelines.common import (
     open_model,
     say,
     table_text,
+    within_memory,
 )
 from anodiff.pipelines.score import OPEN_KEYS
 
@@ -58,7 +61,8 @@ def main(
     overwrite: Overwrite = False,
     device: Device = "auto",
     precision: Precision = "auto",
-    batch_size: BatchSize = 16,
+    batch_size: AnyBatch = None,
+    max_memory: MaxMemory = None,
     seed: Seed = 0,
     set_: Set = None,
 ) -> None:
@@ -91,7 +95,7 @@ def main(
         precision=precision,
         batch_size=batch_size,
         seed=seed,
-        overrides=set_,
+        overrides=within_memory(set_, max_memory),
     )
     raise typer.Exit(summary.exit_code)
 
@@ -113,7 +117,7 @@ def run(
     overwrite: bool = False,
     device: str = "auto",
     precision: str = "auto",
-    batch_size: int = 16,
+    batch_size: int | None = None,
     seed: int = 0,
     overrides: list[str] | None = None,
     quiet: bool = False,
@@ -135,14 +139,14 @@ def run(
         return clip_scoring.evaluate(
             model, model_path, data, output, preset=preset, split=split, subset=subset, baselines=baselines,
             layout=layout, heatmaps=heatmaps, overwrite=overwrite, device=device, precision=precision,
-            batch_size=batch_size, seed=seed, quiet=quiet,
+            batch_size=batch_size or IMAGES_AT_ONCE, seed=seed, quiet=quiet,
         )  # fmt: skip
     samples = load_table(data, layout, normal=normal, group_by=group_by, channels=model.provenance.get("channels", ()))
     if volume_scoring.concerns(model, list(samples.table["path"])):
         return volume_evaluating.run(
             model_path, data, output, samples, preset=preset, split=split, subset=subset, baselines=baselines,
             map_format=map_format, heatmaps=heatmaps, overwrite=overwrite, device=device, precision=precision,
-            seed=seed, overrides=overrides, quiet=quiet,
+            batch_size=batch_size, seed=seed, overrides=overrides, quiet=quiet,
         )  # fmt: skip
     chosen = chosen_split(samples, split)
     say(f"{data}: layout {samples.layout}; {len(chosen)} images to measure", quiet)
@@ -157,7 +161,7 @@ def run(
         say(f"note: {note}", quiet)
     with ResultStore.open(output, run_settings(model_path, model, detector, outputs), overwrite=overwrite) as store:
         summary = score_items(
-            job, items, store, batch_size=batch_size, workers=model.config.engine.workers, quiet=quiet
+            job, items, store, batch_size=batch_size or IMAGES_AT_ONCE, workers=model.config.engine.workers, quiet=quiet
         )
         rows = list(store.rows(items))
         write_truth(output, truth_rows(items, rows))

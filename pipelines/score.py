@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from anodiff.errors import ConfigError, DataError
 from anodiff.pipelines.common import (
-    BatchSize,
-    Device,
+    COMMON,
+    Common,
+    MaxMemory,
     Model,
     Output,
-    Overwrite,
-    Precision,
     Preset,
-    Seed,
-    Set,
     open_model,
     say,
+    with_common,
+    within_memory,
 )
 
 if TYPE_CHECKING:
@@ -34,10 +34,12 @@ OPEN_KEYS = (
 )  # fmt: skip
 
 
+@with_common
 def main(
     model: Model,
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, folders, globs, or CSVs of paths.")],
     output: Output,
+    common: Common,
     preset: Preset = None,
     map_format: Annotated[
         Literal["npy", "tiff"] | None, typer.Option(help="Format of the float maps of images.", show_default="npy")
@@ -56,12 +58,7 @@ def main(
     annotate: Annotated[
         bool, typer.Option("--annotate", help="Of clips also a video with heatmap and scores.")
     ] = False,
-    overwrite: Overwrite = False,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    batch_size: BatchSize = 16,
-    seed: Seed = 0,
-    set_: Set = None,
+    max_memory: MaxMemory = None,
 ) -> None:
     """Score images, volumes or clips: OUTPUT/scores.csv, maps/, heatmaps/ and report.html.
 
@@ -90,12 +87,7 @@ def main(
         dicom=dicom or (),
         show_phi=show_phi,
         annotate=annotate,
-        overwrite=overwrite,
-        device=device,
-        precision=precision,
-        batch_size=batch_size,
-        seed=seed,
-        overrides=set_,
+        common=replace(common, overrides=within_memory(common.overrides, max_memory)),
     )
     raise typer.Exit(summary.exit_code)
 
@@ -112,15 +104,13 @@ def run(
     dicom: Sequence[str] = (),
     show_phi: bool = False,
     annotate: bool = False,
-    overwrite: bool = False,
-    device: str = "auto",
-    precision: str = "auto",
-    batch_size: int = 16,
-    seed: int = 0,
-    overrides: list[str] | None = None,
-    quiet: bool = False,
+    common: Common = COMMON,
+    **options: Any,
 ) -> Summary:
-    """Score `inputs` with a model file; returns what was done. Errors of the run as a whole are AnodiffErrors."""
+    """Score `inputs` with a model file; returns what was done. Errors of the run as a whole are AnodiffErrors.
+
+    options: fields of ``common`` by their names, such as ``device="cpu"``, in place of those it has.
+    """
     from anodiff.anomaly import AnomalyDetector
     from anodiff.data.layouts import expand_inputs
     from anodiff.engine.store import ResultStore
@@ -128,12 +118,13 @@ def run(
     from anodiff.pipelines.reporting import write_score_report
     from anodiff.pipelines.scoring import Outputs, ScoreJob, items_of_paths, run_settings, score_items
 
-    model = open_model(model_path, overrides, OPEN_KEYS)
+    common = replace(common, **options)
+    model = open_model(model_path, common.overrides, OPEN_KEYS)
     if model.config.video is not None:
         clip_scoring.refuse_foreign({"--map-format": map_format, "--dicom": dicom, "--show-phi": show_phi})
         return clip_scoring.run(
             model, model_path, inputs, output, preset=preset, maps=bool(maps), heatmaps=heatmaps, annotate=annotate,
-            overwrite=overwrite, device=device, precision=precision, batch_size=batch_size, seed=seed, quiet=quiet,
+            overwrite=common.overwrite, batch_size=common.images_at_once, quiet=common.quiet, **common.computing,
         )  # fmt: skip
     if annotate:
         kind = "images" if model.config.volume is None else "volumes"
@@ -142,26 +133,29 @@ def run(
     if volume_scoring.concerns(model, inputs):
         return volume_scoring.run(
             model_path, inputs, output, preset=preset, map_format=map_format, maps=maps, heatmaps=heatmaps,
-            dicom=dicom, show_phi=show_phi, overwrite=overwrite, device=device, precision=precision, seed=seed,
-            overrides=overrides, quiet=quiet,
+            dicom=dicom, show_phi=show_phi, overwrite=common.overwrite, overrides=common.overrides, quiet=common.quiet,
+            batch_size=common.batch_size, **common.computing,
         )  # fmt: skip
     if dicom:
         raise ConfigError(f"--dicom {dicom[0]}: expected DICOM among the inputs, found 2-D images")
     items = items_of_paths(outside(expand_inputs(inputs), output))
-    detector = AnomalyDetector(model, preset or model.config.preset, device=device, precision=precision, seed=seed)
+    detector = AnomalyDetector(model, preset or model.config.preset, **common.computing)
     outputs = Outputs(output, map_format or "npy", maps, heatmaps)
     detector.check_preprocess()
     job = ScoreJob(model, detector, outputs)
     for note in job.notes:
-        say(f"note: {note}", quiet)
-    with ResultStore.open(output, run_settings(model_path, model, detector, outputs), overwrite=overwrite) as store:
+        say(f"note: {note}", common.quiet)
+    with ResultStore.open(
+        output, run_settings(model_path, model, detector, outputs), overwrite=common.overwrite
+    ) as store:
         summary = score_items(
-            job, items, store, batch_size=batch_size, workers=model.config.engine.workers, quiet=quiet
+            job, items, store, batch_size=common.images_at_once, workers=model.config.engine.workers, quiet=common.quiet
         )
         if not summary.interrupted:
             write_score_report(output / "report.html", model, job, summary, list(store.rows(items)), items)
-    say(f"{summary.sentence()}; {job.nfe} denoiser calls an image", quiet)
-    say(f"wrote {output / 'scores.csv'}" + ("" if summary.interrupted else f" and {output / 'report.html'}"), quiet)
+    say(f"{summary.sentence()}; {job.nfe} denoiser calls an image", common.quiet)
+    page = "" if summary.interrupted else f" and {output / 'report.html'}"
+    say(f"wrote {output / 'scores.csv'}{page}", common.quiet)
     return summary
 
 

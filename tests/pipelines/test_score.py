@@ -409,7 +409,7 @@ def start(world: Any, inputs: Path, out: Path) -> subprocess.Popen[str]:
 
 
 def wait_for_maps(out: Path, count: int, process: subprocess.Popen[str]) -> None:
-    while process.poll() is None and (not (out / "maps").is_dir() or len(list((out / "maps").iterdir())) < count):
+    while process.poll() is None and len(list((out / "maps").glob("*.npy"))) < count:
         time.sleep(0.002)
 
 
@@ -454,3 +454,16 @@ def test_python_and_command_line_agree_from_the_file_on(anodiff: Run, world: Any
     detector = library.AnomalyDetector(model, "one-step", device="cpu")
     result = detector(*model.prepare([row["path"] for row in rows]))
     assert [float(row["score"]) for row in rows] == pytest.approx(result.scores.tolist(), rel=1e-6)
+
+
+def test_memory_is_bounded_and_what_that_changed_is_said(
+    anodiff: Run, world: Any, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    free, bounded = tmp_path / "free", tmp_path / "bounded"
+    assert anodiff("score", world.model, inputs, "--output", free) == 0
+    capsys.readouterr()
+    assert anodiff("score", world.model, inputs, "--output", bounded, "--max-memory", "0.0002") == 0
+    assert "engine.max_memory of 0.0002 GiB: engine.network_batch=" in capsys.readouterr().err
+    for one, other in zip(world.read_table(free / "scores.csv"), world.read_table(bounded / "scores.csv"), strict=True):
+        assert float(one["score"]) == pytest.approx(float(other["score"]), rel=1e-3)
+    assert anodiff("score", world.model, inputs, "--output", tmp_path / "none", "--max-memory", "1e-9") == 2
