@@ -14,9 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anodiff.anomaly.candidates import Candidates, find_candidates
-from anodiff.anomaly.volume_calibration import VolumeCalibration
-from anodiff.anomaly.volume_fitting import native_spacing
-from anodiff.anomaly.volume_origin import raw_values
 from anodiff.anomaly.volumes import SliceScore, VolumeDetector, VolumeResult
 from anodiff.data.volumes.discover import split_mark
 from anodiff.data.volumes.marks import channel_files, split_labels
@@ -128,7 +125,7 @@ class VolumeJob:
     def read(self, item: VolumeItem) -> LoadedVolume:
         """One volume from disk, with its mask where one is named; InputError where either cannot be used."""
         volume, mask = self.look(item)
-        remarks = (*volume.remarks, *self._doubts(volume))
+        remarks = (*volume.remarks, *self.detector.doubts(volume))
         return LoadedVolume(volume, self.detector.prepare(volume), mask, remarks, self._trained_on(volume))
 
     def look(self, item: VolumeItem) -> tuple[Volume, NDArray[np.bool_] | None]:
@@ -152,17 +149,6 @@ class VolumeJob:
         from anodiff.training.volumes import volume_hash
 
         return self.seen.contains(volume_hash(volume))
-
-    def _doubts(self, volume: Volume) -> tuple[str, ...]:
-        """Remarks where the volume is unlike the normals; InputError for another modality."""
-        calibration = self.detector.calibration
-        if not isinstance(calibration, VolumeCalibration):
-            return ()
-        foreign = calibration.origin.foreign_modality(volume.modality)
-        if foreign:
-            raise InputError(f"{volume.path}: {foreign}")
-        spacing = native_spacing(volume, self.detector.config.orientation)
-        return calibration.origin.doubts(volume.modality, spacing, raw_values(volume))
 
     def compute(self, batch: list[LoadedVolume]) -> Sequence[ScoredVolume]:
         """Scores volumes one at a time on the device."""

@@ -1,8 +1,9 @@
 """What a baseline chooses for itself, on anomalies planted in held-out normals, as a tuning does for the detector.
 
-The same grids (:mod:`anodiff.anomaly.tuning_grid`), the same planted anomalies and the same measure: pixel average
-precision (AP) over kinds and sizes for the map, image AP for the score. What is measured was fitted on normals of other
-groups. No label is seen.
+The same grids (:mod:`anodiff.anomaly.tuning_grid`), anomalies of the same kinds and sizes, and the same measure: pixel
+average precision (AP), averaged over kinds and classes of size, for the map; image AP for the score. What is measured
+was fitted on normals of other groups. Unlike a tuning, which must gain a standard error to change anything, a baseline
+takes the best it finds. No label is seen.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from anodiff.anomaly.planting import kinds_for
 from anodiff.anomaly.reduce import Reduction, reduce_maps
 from anodiff.anomaly.residuals import Polarity, apply_polarity, residual
 from anodiff.anomaly.smoothing import smooth_maps
-from anodiff.anomaly.tuning_grid import REDUCTIONS, WIDEST, smoothings
+from anodiff.anomaly.tuning_grid import REDUCTIONS, smoothings
 from anodiff.metrics.ranking import average_precision
 
 Form = Literal["signed", "squared", "absolute"]
@@ -38,7 +39,8 @@ class Finish:
 
     form: ``signed`` errors are averaged over channels and smoothed with their sign (finds weak shifts); of the others
         the amount is taken first (finds wrong texture, and a colour whose channels cancel).
-    limits: the map is kept within them before it is smoothed; in standard deviations of normal error.
+    limits: the map is kept within them before it is smoothed; in standard deviations of normal error (``squared``: in
+        their squares).
     smooth_px: standard deviation of the final Gaussian smoothing, px on the model grid.
     reduction, topk: see :func:`anodiff.anomaly.reduce.reduce_maps`.
     """
@@ -52,7 +54,7 @@ class Finish:
     @classmethod
     def usual(cls, size: Sequence[int]) -> Finish:
         """What is taken where there is nothing to choose on, in proportion to the image."""
-        return cls(smooth_px=min(USUAL_WIDTH, WIDEST) * min(size))
+        return cls(smooth_px=USUAL_WIDTH * min(size))
 
     def maps(self, errors: Tensor, polarity: Polarity, foreground: Tensor | None = None) -> Tensor:
         """Anomaly maps (N, *S) of signed errors (C, N, *S), positive = brighter than normal."""
@@ -143,7 +145,7 @@ def _counted(planted: PlantedImages, inside: Tensor | None, rows: list[int]) -> 
 
 
 def choose_map(trials: Trials, start: Finish, floor: float, limits: Limits | None, forms: Sequence[Form]) -> Finish:
-    """The form, width and limits that show planted anomalies best; of equal ones the first."""
+    """The form and width that show planted anomalies best, then limits and width; of equal ones the first."""
     widths = smoothings(trials.planted[0].images.shape[2:])
     tried = [replace(start, form=form, smooth_px=width) for form in forms for width in widths]
     best = _best(trials, [start, *tried], floor)
@@ -169,7 +171,8 @@ def planted_folds(
 ) -> list[PlantedImages]:
     """Normals of each held-out fold, evenly spaced, with each kind planted in each, and the same clean.
 
-    Foreign tissue is that of the other folds. Nothing depends on what lies outside the foreground.
+    Foreign tissue is that of the other folds. Nothing depends on what lies outside the foreground: wherever an anomaly
+    would take from there, it takes 0.
     """
     known = Normals(normals, tuple(map(str, range(len(normals)))), foreground)
     most = -(-PLANTED_NORMALS // len(held_out))

@@ -103,11 +103,11 @@ class Baseline(ABC):
         if len(normals) < 2:
             raise DataError(f"{self.name}: expected at least 2 normal images to fit on, found {len(normals)}")
         parts = _folds(len(normals), groups)
-        labels = parts.unique().tolist()
+        held_out = parts.unique().tolist()[: self.held_out]
         planted: list[PlantedImages] = []
-        # a single fold cannot be held out
-        if self._chooses and len(labels) > 1:
-            planted = planted_folds(normals, parts, foreground, self.polarity, labels[: self.held_out])
+        # a single fold cannot be held out, nor one without which there is nothing to learn from
+        if self._chooses and all(_shows_tissue(foreground, parts != fold) for fold in held_out):
+            planted = planted_folds(normals, parts, foreground, self.polarity, held_out)
             if not any(found.planted for found in planted):
                 planted = []
         learnt = self._learn(normals, parts, foreground, planted)
@@ -393,6 +393,11 @@ def _moments(errors: Tensor, chosen: Tensor | None, foreground: Tensor | None) -
         foreground = foreground[chosen] if foreground is not None else None
     moments.add(errors, foreground)
     return moments
+
+
+def _shows_tissue(foreground: Tensor | None, rows: Tensor) -> bool:
+    """Whether there are such rows (N,) bool, and any foreground in them."""
+    return bool(rows.any()) and (foreground is None or bool(foreground[rows].any()))
 
 
 def _folds(count: int, groups: Sequence[object] | None) -> Tensor:

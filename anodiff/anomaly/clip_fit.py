@@ -10,10 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +22,7 @@ from anodiff.anomaly.clips import ClipDetector
 from anodiff.anomaly.frame_scores import FrameScorer, row_scale
 from anodiff.anomaly.groups import assign_parts
 from anodiff.anomaly.temporal import smooth_in_time
-from anodiff.data.video.beat import after_gaps
+from anodiff.data.video.beat import between_gaps
 from anodiff.engine.pieces import Pieces, module_digest
 from anodiff.errors import DataError
 
@@ -58,8 +56,7 @@ class NormalClip:
 
     def stretches(self, fps: float | None, reach: int) -> list[NormalClip]:
         """The pieces between gaps in which a frame has ``reach`` frames before it."""
-        gaps = np.flatnonzero(after_gaps(self.times.numpy(), fps)).tolist()
-        return [self.cut(*ends) for ends in pairwise([0, *gaps, len(self.frames)]) if ends[1] - ends[0] > reach]
+        return [self.cut(piece.start, piece.stop) for piece in between_gaps(self.times, fps, reach)]
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,8 @@ def fit_clips(
     run = _Run(detector, batch_size, progress or (lambda _: None), pieces or Pieces())
     choosing, deciding = parts_of(detector, clips, most_deciding)
     scorer, choices = choose(run, [one for clip in choosing for one in run.stretches(clip)], most_choosing)
-    series = [run.scores(clip, scorer) for clip in deciding]
+    stride = pixel_stride(sum(len(clip.frames) for clip in deciding), detector.size)
+    series = [run.scores(clip, scorer, stride) for clip in deciding]
     smoothed = [
         torch.from_numpy(smooth_in_time(times.numpy(), scores.numpy(), detector.video.smooth_s))
         for times, scores, _ in series
@@ -174,6 +172,15 @@ def evenly(sizes: Sequence[int], most: int) -> list[int]:
         taken[number] = min(sizes[number], left // (len(order) - place))
         left -= taken[number]
     return taken
+
+
+def pixel_stride(frames: int, size: tuple[int, int]) -> int:
+    """Every how many pixels of so many maps are kept: PIXELS_KEPT in all, at most, and not of one column alone."""
+    height, width = size
+    stride = max(1, math.ceil(frames * height * width / PIXELS_KEPT))
+    while math.gcd(stride, width) > 1:
+        stride += 1
+    return stride
 
 
 def identity(detector: ClipDetector) -> dict[str, Any]:
@@ -323,10 +330,10 @@ class _Run:
             before += count
         return torch.cat(found, dim=1)
 
-    def scores(self, clip: NormalClip, scorer: FrameScorer) -> tuple[Tensor, Tensor, Tensor]:
-        """(times, scores, some pixels of the maps) of the frames of a clip that have enough past since the last gap."""
-        reach, (height, width) = self.detector.video.reach, self.detector.size
-        stride = max(1, math.ceil(len(clip.frames) * height * width / PIXELS_KEPT))
+    def scores(self, clip: NormalClip, scorer: FrameScorer, stride: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(times, scores, every ``stride``-th pixel of the maps) of the frames of a clip that have enough past since
+        the last gap."""
+        reach = self.detector.video.reach
         found: list[tuple[Tensor, Tensor, Tensor]] = []
         for one in self.stretches(clip):
             for part in torch.arange(reach, len(one.frames)).split(CHUNK):

@@ -7,6 +7,7 @@ import math
 import time as clocks
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -175,7 +176,7 @@ class ClipDetector:
         return maps
 
     def scores(
-        self, clip: Iterable[Frame], batch_size: int = 16, *, ahead: int = 0
+        self, clip: Iterable[Frame], batch_size: int = 16, *, ahead: int = 0, skip: int = 0
     ) -> Generator[ScoredFrame, None, None]:
         """Every frame of a clip in order, in constant memory.
 
@@ -184,31 +185,37 @@ class ClipDetector:
         anew, and frames that have too little of it have no score.
 
         ahead: frames that a thread reads and prepares before they are asked for, at most; 0 = no thread. Close the
-        generator before the clip then.
+        generator before the clip then. skip: frames at the start that were scored before: they are read, not scored.
 
         Raises InputError: fewer frames than the model needs, or a size that changes.
         """
         waiting: list[Window] = []
         last: ScoredFrame | None = None
-        count = ready = own = 0
+        count = ready = own = hidden = 0
         made = windows(clip, self.prepare, self.video)
         with contextlib.closing(read_ahead(made, ahead) if ahead else made) as seen:
             for window in seen:
-                waiting.append(window)
                 count += 1
+                if count <= skip and (window.fresh or window.seen is not None):
+                    own, waiting, ready = own + ready, [], 0  # what follows depends on nothing before this one
+                waiting.append(window)
                 ready += window.seen is not None
+                if count <= skip:
+                    hidden = len(waiting)
+                    continue
                 settled = ready or last is not None or window.fresh
                 if ready == batch_size or (settled and len(waiting) >= WAITING * batch_size):
-                    for scored in self._scored(waiting, last):
-                        yield scored
+                    for number, scored in enumerate(self._scored(waiting, last)):
+                        if number >= hidden:
+                            yield scored
                         last = scored
-                    own, waiting, ready = own + ready, [], 0
+                    own, waiting, ready, hidden = own + ready, [], 0, 0
         if not own and not ready:
             raise InputError(
                 f"expected at least {self.video.reach + 1} frames without a gap at the model's rate, found {count}"
                 f"{' with gaps' if last is not None or any(window.fresh for window in waiting) else ''}"
             )
-        yield from self._scored(waiting, last)
+        yield from islice(self._scored(waiting, last), hidden, None)
 
     def _scored(self, waiting: Sequence[Window], last: ScoredFrame | None) -> Iterator[ScoredFrame]:
         """Scores of all frames that wait, with one call for those that the model sees.

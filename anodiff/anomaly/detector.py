@@ -15,7 +15,7 @@ from anodiff.anomaly.groups import assign_parts
 from anodiff.anomaly.noising import reconstruct
 from anodiff.anomaly.normals import NormalsPart, check_images
 from anodiff.anomaly.perceptual import FeatureDistance
-from anodiff.anomaly.presets import resolve
+from anodiff.anomaly.presets import resolve, training_note
 from anodiff.anomaly.reduce import reduce_maps
 from anodiff.anomaly.residuals import apply_polarity, residual
 from anodiff.anomaly.result import DetectionResult
@@ -46,7 +46,8 @@ class AnomalyDetector:
 
     Args:
         model: anything with ``denoiser`` (nn.Module, D(x, sigma)), ``calibrations`` (dict by preset) and, optionally,
-            ``config`` (recipe), ``schedule`` and ``normal_denoiser`` (of the normal class). Its denoiser is moved to the device and set to evaluation mode.
+            ``config`` (recipe), ``schedule`` and ``normal_denoiser`` (where there are classes, that of the normal one).
+            Its denoiser is moved to the device and set to evaluation mode.
         preset: a preset's name, adapted by the model's recipe, or settings taken as they are.
         device, precision: see :class:`anodiff.engine.inference.InferenceDenoiser`.
         network_batch: rows of the one batch the network sees; None takes the recipe's, or 16.
@@ -72,6 +73,7 @@ class AnomalyDetector:
     ) -> None:
         config = getattr(model, "config", None)
         self.name, self.settings = resolve(preset, config)
+        self._training_note = training_note(preset, config)
         engine = getattr(config, "engine", None)
         if network_batch is None:
             network_batch = getattr(engine, "network_batch", 16)
@@ -94,14 +96,15 @@ class AnomalyDetector:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know of this detector's decisions, one sentence each."""
+        trained = () if self._training_note is None else (self._training_note,)
         if self.calibration is not None:
-            said = (self.calibration.message, self.calibration.precision_note(self.denoiser.precision))
+            said = (*trained, self.calibration.message, self.calibration.precision_note(self.denoiser.precision))
             return tuple(sentence for sentence in (*said, *self.denoiser.notes) if sentence)
         reason = "is not calibrated for it"
         if self._other_settings:
             reason = f"was calibrated for other settings ({', '.join(self._other_settings)})"
         raw = f"preset {self.name!r}: the model {reason}, so scores are raw, without p-value or threshold"
-        return (raw, *self.denoiser.notes)
+        return (*trained, raw, *self.denoiser.notes)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, foreground: Tensor | None = None) -> DetectionResult:
@@ -321,7 +324,10 @@ class AnomalyDetector:
         settings = self.settings
         boxes = settings.nfe_for(images.shape[2:]) if settings.where == "boxes" else 1
         voxels = (
-            max(settings.reconstructions, settings.error_maps) * settings.draws * boxes * max(1, images[0].numel())
+            max(len(settings.levels), settings.reconstructions, settings.error_maps)
+            * settings.draws
+            * boxes
+            * max(1, images[0].numel())
             if len(images)
             else 1
         )

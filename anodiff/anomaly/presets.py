@@ -146,6 +146,13 @@ PRESETS: dict[str, DetectorSettings] = {
     ),
 }
 
+#: what the models of a method are trained with: a key of diffusion, and those of its values that make it this method
+TRAINED_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
+    "pddpm": ("noise_where", ("box",)),
+    "mddpm": ("mask", ("frequency", "pixels")),
+    "cddpm": ("given", ("image",)),
+}
+
 
 def preset(name: str, **slots: Any) -> DetectorSettings:
     """A preset by name, with some slots set otherwise.
@@ -212,6 +219,22 @@ def resolve(chosen: str | DetectorSettings, config: Any = None) -> tuple[str, De
     if settings.noise_scale != "model":
         scale = settings.noise_scale
     return name, change(settings, {"noise": family, "noise_scale": scale}, f"preset {name!r}")
+
+
+def training_note(chosen: str | DetectorSettings, config: Any = None) -> str | None:
+    """A sentence where a preset's method trains its models otherwise than this recipe did; None where all is well, and
+    where the recipe, or what it says of that, is not known. Raises ConfigError for an unknown preset."""
+    if isinstance(chosen, DetectorSettings):
+        return None
+    start, _ = _from_base(chosen, getattr(config, "presets", None) or {})
+    key, values = TRAINED_WITH.get(start, ("", ()))
+    found = getattr(getattr(config, "diffusion", None), key, None) if key else None
+    if found is None or found in values:
+        return None
+    return (
+        f"preset {chosen!r}: expected a model trained with diffusion.{key} {' or '.join(values)}, found {found}, so it "
+        f"scores as {start} does without being {start}"
+    )
 
 
 def _from_base(name: str, own: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:

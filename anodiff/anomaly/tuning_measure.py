@@ -72,10 +72,10 @@ class Measure:
         if key not in self._draws:
             values, labels, groups = self.cache.values(settings), self.cache.labels, self._pixel_group
             found = [
-                np.mean([resampled_ap(labels[c], values[c], groups[c], self._weights) for c in cells], axis=0)
+                defined_mean([resampled_ap(labels[c], values[c], groups[c], self._weights) for c in cells])
                 for cells in self._pixels.values()
             ]
-            self._draws[key] = np.mean(found, axis=0)
+            self._draws[key] = defined_mean(found)
         return self._draws[key]
 
     def gain(self, ours: DetectorSettings, theirs: DetectorSettings) -> tuple[float, float]:
@@ -107,7 +107,7 @@ class Measure:
             labels = names[rows] == kind
             aps[kind] = average_precision(labels, values[rows]) or 0.0
             found.append(resampled_ap(labels, values[rows], self._group[rows], self._weights))
-        return aps, np.mean(found, axis=0)
+        return aps, defined_mean(found)
 
 
 def resampled_ap(
@@ -132,6 +132,18 @@ def resampled_ap(
 def _quantiles(values: Values) -> Values:
     ordered = np.unique(values)
     return ordered[np.linspace(0, len(ordered) - 1, min(BINS, len(ordered))).round().astype(np.int64)]
+
+
+def defined_mean(draws: Sequence[Draws]) -> Draws:
+    """Of each resample the mean of those draws (each (B,)) that are defined; NaN where none is.
+
+    With few groups a class of size often has no anomaly in a resample. Were such resamples left out, those that remain
+    would all hold much the same groups, and the standard error would be too small.
+    """
+    table = np.stack(draws)
+    known = np.isfinite(table)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(known, table, 0.0).sum(axis=0) / known.sum(axis=0))
 
 
 def standard_error(draws: Draws) -> float:

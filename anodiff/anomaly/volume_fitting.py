@@ -14,9 +14,8 @@ from anodiff.anomaly.detector import MOST_FOLDS, PIXELS_KEPT, AnomalyDetector
 from anodiff.anomaly.groups import assign_parts
 from anodiff.anomaly.standardise import Moments, Standardisation, fit_standardisation
 from anodiff.anomaly.volume_calibration import VolumeCalibration
-from anodiff.anomaly.volume_origin import Origin, raw_values
+from anodiff.anomaly.volume_origin import Origin, native_spacing, raw_values
 from anodiff.anomaly.volumes import VolumeDetector, VolumeResult
-from anodiff.data.volumes.geometry import plan
 from anodiff.data.volumes.preprocess import PreparedVolume
 from anodiff.data.volumes.slices import SliceStack
 from anodiff.data.volumes.volume import Volume
@@ -144,13 +143,6 @@ def halves(normals: Sequence[NormalVolume], seed: int) -> tuple[list[NormalVolum
     parts = assign_parts(groups, [1.0, 1.0], seed)
     first, second = ([each for each, part in zip(normals, parts, strict=True) if part == number] for number in (0, 1))
     return first, second
-
-
-def native_spacing(volume: Volume, orientation: str | None) -> tuple[float, ...]:
-    """Voxel sides in mm, in the model's orientation."""
-    way = plan(volume, orientation)
-    unit = volume.spacing_mm[0] / way.native.spacing[0]
-    return tuple(float(side) * unit for side in way.model.spacing)
 
 
 def _readable(

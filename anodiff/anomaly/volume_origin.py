@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from anodiff.data.volumes.geometry import plan
 from anodiff.data.volumes.volume import Volume
+from anodiff.errors import InputError
 
 #: a native spacing further than by this factor outside that of the normals is remarked upon
 SPACING_SLACK = 1.5
@@ -36,6 +38,13 @@ def raw_values(volume: Volume) -> dict[str, float]:
     return {"span": float(high - low), "negative": float((values < 0).mean())}
 
 
+def native_spacing(volume: Volume, orientation: str | None) -> tuple[float, ...]:
+    """Voxel sides in mm, in the model's orientation."""
+    way = plan(volume, orientation)
+    unit = volume.spacing_mm[0] / way.native.spacing[0]
+    return tuple(float(side) * unit for side in way.model.spacing)
+
+
 @dataclass(frozen=True)
 class Origin:
     """What the normals were: modalities ("" where none is known), and native spacing in the model's orientation.
@@ -61,6 +70,13 @@ class Origin:
             for name in (values[0] if values else ())
         }
         return cls(tuple(sorted(set(modalities))), (tuple(map(min, along)), tuple(map(max, along))), ranges)
+
+    def remarks(self, volume: Volume, orientation: str | None) -> tuple[str, ...]:
+        """The `doubts` about a volume, for a model of this orientation. Raises InputError for another modality."""
+        foreign = self.foreign_modality(volume.modality)
+        if foreign:
+            raise InputError(f"{volume.path}: {foreign}")
+        return self.doubts(volume.modality, native_spacing(volume, orientation), raw_values(volume))
 
     def foreign_modality(self, modality: str) -> str | None:
         """Half a sentence where a volume is of a modality that no normal was; None where one of both is unknown."""

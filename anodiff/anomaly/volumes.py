@@ -205,6 +205,16 @@ class VolumeDetector:
         """The volume on the model's grid. Raises InputError, see `VolumeSlicer.prepare`."""
         return self.slicer.prepare(volume)
 
+    def doubts(self, volume: Volume) -> tuple[str, ...]:
+        """Sentences on what is unlike the normal volumes of the calibration; none without one on volumes.
+
+        Raises InputError for a modality that none of them had.
+        """
+        found = self.detector.calibration
+        if not isinstance(found, VolumeCalibration):
+            return ()
+        return found.origin.remarks(volume, self.config.orientation)
+
     @torch.no_grad()
     def __call__(self, prepared: PreparedVolume, volume: Volume | None = None) -> VolumeResult:
         """Score one prepared volume; ``volume``, what it was made from, where intensities are of each slice.

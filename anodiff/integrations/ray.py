@@ -152,6 +152,7 @@ class AnomalyPredictor:
         try:
             detector = self._arrays.volume_detector()
             volume = read_volume(path)
+            detector.doubts(volume)  # a modality that the model does not know has no score
             result = detector(detector.prepare(volume), volume)
         except ENDING:
             raise

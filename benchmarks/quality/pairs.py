@@ -13,16 +13,16 @@ from anodiff.pipelines.baselines import COMPARED
 from anodiff.pipelines.compare import Reading, known_truths, pooled
 from anodiff.pipelines.truth import Run, read_run
 
-#: the row whose preset is ours, and that of the baselines
-OURS, THEIRS = "tuned", "baselines"
+#: the row of the baselines
+THEIRS = "baselines"
 
 
-def paired(folder: Path) -> dict[str, dict[str, Any]]:
-    """By baseline and metric our preset minus it, of a data set's work folder; {} where a row is missing.
+def paired(folder: Path, row: str) -> dict[str, dict[str, Any]]:
+    """By baseline and metric the preset of our row minus it, of a data set's work folder; {} where a cell is missing.
 
     Worked out once, and anew where one of both cells is another.
     """
-    cells = {name: folder / "cells" / f"{name}.json" for name in (OURS, THEIRS)}
+    cells = {name: folder / "cells" / f"{name}.json" for name in (row, THEIRS)}
     if not all(path.exists() for path in cells.values()):
         return {}
     found = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in cells.items()}
@@ -33,7 +33,7 @@ def paired(folder: Path) -> dict[str, dict[str, Any]]:
     known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     if known.get("made_from") != made_from:
         runs = {name: folder / "out" / THEIRS / each["folder"] for name, each in found[THEIRS]["baselines"].items()}
-        ours = read_run(folder / "out" / OURS)
+        ours = read_run(folder / "out" / row)
         known = {"made_from": made_from, "paired": {name: against(ours, read_run(run)) for name, run in runs.items()}}
         write_json(kept, known)
     result: dict[str, dict[str, Any]] = known["paired"]

@@ -30,8 +30,9 @@ from benchmarks.quality.sets import DataSet
 #: most calls an image of everything that is tuned; rows of more calls than MANY see a random subset and few normals
 TUNE_NFE = 16
 MANY = 64
-#: raise it when what is planted, measured or chosen from changes: all that was tuned is then tuned anew, and with
-#: BASELINES what baselines chose
+#: raised by hand with a change that alters a choice, since no digest sees code: PROCEDURE with what is planted, how it
+#: is measured and what is chosen from (all that is tuned, and all baselines, are then made anew); BASELINES with what a
+#: baseline learns or how it chooses
 PROCEDURE = 2
 BASELINES = 1
 #: side of the images that the presets' widths are meant for, px
@@ -108,7 +109,7 @@ def cell(row: Row, entry: DataSet, options: Options) -> dict[str, Any] | None:
         "split": file_digest(split),
         "seed": options.seed,
         "subset": options.subset if row.subset else None,
-    } | ({"baselines": BASELINES} if row.baselines else {})
+    } | ({"baselines": [PROCEDURE, BASELINES]} if row.baselines else {})
     folder = options.work / entry.name
     path = folder / "cells" / f"{row.name}.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -256,22 +257,29 @@ def origin(row: Row, recipe: AnodiffConfig, model: Path, split: Path, options: O
 
 
 def is_current(row: Row, entry: DataSet, options: Options, made_from: dict[str, Any]) -> bool:
-    """Whether a cell is of the split, seed and model file that are there now, and of today's procedure."""
+    """Whether a cell is of the split, seed and model file that are there now, and of today's recipe and procedure.
+
+    With how many images was tuned may differ: the page is also written by a command that names other rows.
+    """
     split = options.work / entry.name / "split.csv"
-    wanted = {"split": file_digest(split), "seed": options.seed, "subset": options.subset if row.subset else None}
-    if any(made_from.get(key) != value for key, value in wanted.items()):
+    alike = {"split": file_digest(split), "seed": options.seed, "subset": options.subset if row.subset else None}
+    if any(made_from.get(key) != value for key, value in alike.items()):
         return False
-    if row.baselines and made_from.get("baselines") != BASELINES:
+    if row.baselines and made_from.get("baselines") != [PROCEDURE, BASELINES]:
         return False
     base = model_of(row, entry, options)
-    if not row.tuned_from and made_from["model"] == file_digest(base):
-        return True
+    if not base.exists():
+        return False
+    recipe = load_config(entry.recipe, recipe_of(row, entry, options))
+    if row.preset == recipe.preset and made_from["model"] == file_digest(base):
+        return is_calibrated(base, recipe)
     path = base.with_name(f"{row.preset}.safetensors")
     record = path.with_suffix(".made.json")
     if not (path.exists() and record.exists() and made_from["model"] == file_digest(path)):
         return False
     known = json.loads(record.read_text(encoding="utf-8"))
-    return known["base"] == file_digest(base) and known.get("procedure", PROCEDURE) == PROCEDURE
+    wanted = origin(row, recipe, base, split, options)
+    return all(known.get(key) == wanted.get(key) for key in ("base", "scoring", "procedure"))
 
 
 def evidence(row: Row, entry: DataSet, options: Options) -> dict[str, Any] | None:

@@ -29,10 +29,11 @@ from anodiff.data.splits import count_splits
 from anodiff.errors import AnodiffError
 from benchmarks.quality import looks
 from benchmarks.quality.models import facts
-from benchmarks.quality.pairs import OURS, THEIRS, paired
+from benchmarks.quality.pairs import THEIRS, paired
 from benchmarks.quality.results import HERE, publish, stored
 from benchmarks.quality.rows import ROWS, TUNE_NFE, Options, Row, cell, evidence, is_current, model_of
 from benchmarks.quality.sets import SETS, DataSet
+from benchmarks.quality.table_page import ours
 
 
 def main(words: list[str] | None = None) -> int:
@@ -143,7 +144,10 @@ def collected(entry: DataSet, options: Options, earlier_looks: int) -> dict[str,
             continue
         found = json.loads(path.read_text(encoding="utf-8"))
         if not is_current(row, entry, options, found["made_from"]):
-            print(f"{entry.name}: {name} is left out, being of another model, split, seed or procedure; --rows {name}")
+            print(
+                f"{entry.name}: {name} is left out, being of another model, polarity, preset, split, seed or "
+                f"procedure; --rows {name} makes it anew"
+            )
             continue
         tuned = bool(row.tuned_from) and not row.oracle
         rows[name] = {
@@ -156,6 +160,7 @@ def collected(entry: DataSet, options: Options, earlier_looks: int) -> dict[str,
     if not rows:
         return None
     split = load_table(folder / "split.csv")
+    best = ours(rows)
     models = {ROWS[name].model: model_of(ROWS[name], entry, options) for name in rows}
     return {
         "data": entry.path,
@@ -167,7 +172,8 @@ def collected(entry: DataSet, options: Options, earlier_looks: int) -> dict[str,
         "counts": [asdict(count) for count in count_splits(split)],
         "models": {variant: facts(path) for variant, path in models.items()},
         "rows": rows,
-        "paired": paired(folder) if {OURS, THEIRS} <= set(rows) else {},
+        "ours": best,
+        "paired": paired(folder, best) if best is not None and THEIRS in rows else {},
     }
 
 

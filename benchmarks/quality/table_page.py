@@ -65,7 +65,7 @@ def one_set(name: str, part: dict[str, Any]) -> list[str]:
     lines += targets(name, rows)
     if part.get("paired"):
         shown = ("pixel_ap", "image_auroc") if part["has_masks"] else ("image_auroc", "image_ap")
-        lines += ["`tuned` minus each baseline, the same images (paired bootstrap over groups):", ""]
+        lines += [f"`{part['ours']}` minus each baseline, the same images (paired bootstrap over groups):", ""]
         lines += [paired_table(part["paired"], shown), ""]
     return [*lines, *procedure(rows)]
 

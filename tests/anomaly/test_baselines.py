@@ -294,6 +294,30 @@ def test_a_single_group_gets_the_usual_floor(normals: Normals) -> None:
     assert IntensityZScore("both").fit(normals(6, 0), ["patient"] * 6).scale_floor_ == SCALE_FLOOR
 
 
+def test_a_foreground_in_one_fold_only_leaves_nothing_to_choose_on(normals: Normals) -> None:
+    """Without that fold there is no tissue to learn from, as where there is no fold to hold out."""
+    foreground = torch.zeros(6, 24, 24, dtype=torch.bool)
+    foreground[0] = True
+    for baseline in standard_baselines("both"):
+        fitted = baseline.fit(normals(6, 0), foreground=foreground)
+        assert fitted.planted_ap_ is None
+        assert fitted.finish_ == Finish.usual((24, 24))
+        assert fitted.maps(normals(2, 1)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("make", "size", "channels", "widest"),
+    [(PCAResidual, (28, 28), 1, 2.5), (IntensityZScore, (12, 12), 3, 1.0), (PCAResidual, (8, 8, 8), 1, 1.0)],
+)
+def test_every_size_of_image_is_chosen_on(make: Any, size: Any, channels: int, widest: float) -> None:
+    """MNIST's 28 px, colour, volumes: the widest smoothing leaves something of each."""
+    images = 0.2 * torch.randn(6, channels, *size, generator=torch.Generator().manual_seed(0))
+    fitted = make("brighter", limits=(0.0, 4.0)).fit(images)
+    assert 0 < fitted.settings()["planted_ap"] <= 1
+    assert 0 <= fitted.finish_.smooth_px <= widest
+    assert fitted.scores(fitted.maps(images)).isfinite().all()
+
+
 def test_scores_are_reduced_as_the_detectors(normals: Normals) -> None:
     highest, top = (RawIntensity("brighter", Finish(reduction=r)).fit(normals(4, 0)) for r in ("max", "topk"))  # type: ignore[arg-type]
     maps = highest.maps(normals(4, 1))

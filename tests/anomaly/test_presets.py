@@ -9,9 +9,9 @@ import torch
 
 from anodiff.anomaly import AnomalyDetector
 from anodiff.anomaly.noising import sigma_grid
-from anodiff.anomaly.presets import PRESETS, preset, resolve
+from anodiff.anomaly.presets import PRESETS, preset, resolve, training_note
 from anodiff.anomaly.settings import DetectorSettings, Harmonise, Stitch
-from anodiff.config import load_config
+from anodiff.config import load_config, parse_config
 from anodiff.diffusion import make_schedule
 from anodiff.errors import ConfigError
 
@@ -24,6 +24,8 @@ def test_the_promised_presets_exist_with_their_cost() -> None:
         "one-step": 2,
         "dae": 1,
         "pddpm": 4,
+        "mddpm": 4,
+        "cddpm": 3,
         "autoddpm-features": 200 + 50 * 5 + 2 + 2,  # both chains; the encoder on (x, r) for the mask and for the map
         "thor-features": 350 + 1 + 3 + 1 + 7,  # a chain; the encoder on x and three estimates, then on x and seven
         "ddad-features": 10 + 2,
@@ -35,6 +37,8 @@ def test_published_start_levels_are_those_of_the_linear_schedule() -> None:
     assert round(float(schedule.t_of(PRESETS["anoddpm"].levels[0]))) == 250
     assert round(float(schedule.t_of(PRESETS["pddpm"].levels[0]))) == 500
     assert round(float(schedule.t_of(PRESETS["ddad-features"].levels[0]))) == 250
+    assert [round(float(schedule.t_of(level))) for level in PRESETS["cddpm"].levels] == [250, 500, 750]
+    assert round(float(schedule.t_of(PRESETS["mddpm"].levels[0]))) == 500
 
 
 def test_refined_presets_turn_at_the_published_steps_and_walk_each_of_them() -> None:
@@ -149,3 +153,25 @@ def test_a_base_brings_what_the_recipe_says_of_it_and_may_have_a_base_itself() -
     assert (settings.levels, settings.smooth_px, settings.topk) == (PRESETS["one-step"].levels, 9.0, 0.5)
     with pytest.raises(ConfigError, match="found 'a' again"):
         resolve("a", recipe(presets={"a": {"base": "b"}, "b": {"base": "a"}}))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("cddpm", {"given": "image"}, "diffusion.given image, found nothing"),
+        ("mddpm", {"mask": "pixels"}, "diffusion.mask frequency or pixels, found none"),
+        ("pddpm", {"noise_where": "box"}, "diffusion.noise_where box, found all"),
+    ],
+)
+def test_a_method_whose_training_a_model_did_not_have_is_named(name: str, changes: dict[str, str], said: str) -> None:
+    plain, own = (parse_config({"name": "x", "diffusion": values}) for values in ({}, changes))
+    assert said in str(training_note(name, plain))
+    assert training_note(name, own) is None
+    assert training_note("one-step", plain) is training_note(name) is training_note(PRESETS[name], plain) is None
+    # also where the recipe calls it otherwise
+    derived = plain.model_copy(update={"presets": {"ours": {"base": name, "smooth_px": 2.0}}})
+    assert "preset 'ours'" in str(training_note("ours", derived))
+    denoiser = torch.nn.Identity()
+    notes = [AnomalyDetector(SimpleNamespace(denoiser=denoiser, config=each), name, device="cpu").notes
+             for each in (plain, own)]  # fmt: skip
+    assert notes[0] == (training_note(name, plain), *notes[1])

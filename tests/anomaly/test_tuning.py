@@ -16,7 +16,7 @@ from anodiff.anomaly import AnomalyDetector, DetectorSettings
 from anodiff.anomaly.planted import CLEAN, Normals, PlantedImages
 from anodiff.anomaly.tuning import Tuning, _other_noise, level_grid, tune
 from anodiff.anomaly.tuning_cache import ErrorCache
-from anodiff.anomaly.tuning_measure import Measure, resampled_ap
+from anodiff.anomaly.tuning_measure import Measure, defined_mean, resampled_ap
 from anodiff.anomaly.tuning_noise import TrainedNoise, families, slots_of
 from anodiff.anomaly.tuning_search import Search
 from anodiff.errors import ConfigError, DataError
@@ -297,6 +297,31 @@ def test_kinds_and_sizes_weigh_the_same(toy: Any) -> None:
     rows = [n for n, name in enumerate(planted.kinds) if name == "texture"]
     expected = average_precision_score(np.concatenate(masks[rows]), np.concatenate([images[n] for n in rows]))
     assert pooled == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_resample_without_an_anomaly_of_some_size_counts_by_the_others(toy: Any) -> None:
+    """Resamples of 8 groups, anew with scikit-learn: classes hold 2 or 3 groups, often none of which is drawn."""
+    cache = small_cache(toy, (1.0,))
+    measure = Measure(cache, ["blob", "texture"], 0)
+    values, labels, weights = cache.values(BASE), cache.labels, measure._weights
+    lacking, expected = 0, []
+    for drawn in weights[:40]:
+        of_kinds = []
+        for cells in measure._pixels.values():
+            aps = []
+            for c in cells:
+                weight = drawn[measure._pixel_group[c]]
+                if (weight * labels[c]).sum():
+                    aps.append(average_precision_score(labels[c], values[c], sample_weight=weight))
+            lacking += len(aps) < len(cells)
+            of_kinds.append(np.mean(aps))
+        expected.append(np.mean(of_kinds))
+    assert lacking
+    found = measure.draws(BASE)
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found[:40], expected, atol=0.01)
+    nothing = np.array([np.nan, 1.0])
+    np.testing.assert_array_equal(defined_mean([nothing, nothing]), nothing)
 
 
 def test_resampled_ap_is_the_ap_of_the_repeated_groups() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from anodiff.anomaly.volume_origin import Origin, raw_values
 from anodiff.data.volumes.modality import modality_of_name
 from anodiff.data.volumes.volume import Volume
+from anodiff.errors import InputError
 
 SPACING = (1.0, 1.0, 1.0)
 
@@ -81,6 +83,18 @@ def test_names_of_modalities_come_first() -> None:
         "modality CT, where the model's normal volumes are MR as far as they say",
     )
     assert "voxels of 3 x 1 x 1 mm" in named.doubts("MR", (3.0, 1.0, 1.0), values)[0]
+
+
+def test_a_volume_of_another_modality_is_refused_and_others_are_remarked() -> None:
+    named = Origin.of(["MR"], [SPACING], [raw_values(flair(0))])
+    scan = replace(ct(), modality="CT")
+    with pytest.raises(InputError, match=r"^v: expected modality MR like the model's normal volumes, found CT$"):
+        named.remarks(scan, "RAS")
+    assert named.remarks(replace(scan, modality="MR"), "RAS") == ()
+    assert named.remarks(replace(scan, modality=""), "RAS") == (named.foreign_sign(raw_values(scan)),)
+    tall = replace(flair(1), modality="MR", affine=np.diag([1.0, 1.0, 4.0, 1.0]))
+    assert "voxels of 1 x 1 x 4 mm" in named.remarks(tall, "RAS")[0]
+    assert "voxels of 4 x 1 x 1 mm" in named.remarks(tall, "SRA")[0]
 
 
 def test_it_is_kept_in_a_model_file_and_older_files_know_less() -> None:

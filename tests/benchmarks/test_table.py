@@ -190,8 +190,7 @@ def test_baselines_are_a_row_of_their_own_in_pairs_with_ours(run: Any, monkeypat
     monkeypatch.setattr(baseline_choice, "PLANTED_NORMALS", 4)
     white = rows.Row("baselines", "white", "default", baselines=True)
     monkeypatch.setattr(table, "ROWS", rows.ROWS | {"baselines": white})
-    for module in (pairs, table):
-        monkeypatch.setattr(module, "OURS", "default-white")
+    monkeypatch.setattr(table, "ours", lambda rows: "default-white")
     assert run("--rows", "default-white", "baselines") == 0
     found = section(run)
     beside = found["rows"]["baselines"]["baselines"]
@@ -210,6 +209,7 @@ def test_baselines_are_a_row_of_their_own_in_pairs_with_ours(run: Any, monkeypat
     assert beside["raw intensity"]["metrics"]["image_auroc"] == pytest.approx(roc_auc_score(labels, scores))
     page = (run.root / "out" / "RESULTS.md").read_text()
     assert "What each baseline chose:" in page
+    assert "`default-white` minus each baseline" in page
     assert "| baselines |" not in page
 
     def again(*_: Any, **__: Any) -> None:
@@ -219,6 +219,17 @@ def test_baselines_are_a_row_of_their_own_in_pairs_with_ours(run: Any, monkeypat
     monkeypatch.setattr(pairs, "against", again)
     assert run("--rows", "baselines") == 0
     assert section(run)["paired"] == found["paired"]
+    measured: list[Any] = []
+    monkeypatch.setattr(rows.baselines, "measure", lambda *a, **k: measured.append(a) or beside)  # type: ignore[func-returns-value]
+    monkeypatch.setattr(pairs, "against", lambda *a: found["paired"]["raw intensity"])
+    for name in ("PROCEDURE", "BASELINES"):
+        monkeypatch.setattr(rows, name, getattr(rows, name) + 1)
+        assert run("--rows", "default-white") == 0
+        assert "baselines" not in section(run)["rows"]
+        assert run("--rows", "baselines") == 0
+    assert len(measured) == 2
+    monkeypatch.undo()
+    (run.root / "work" / "bottle" / "cells" / "baselines.json").unlink()
 
 
 def test_the_best_of_a_column_is_bold_and_an_oracle_never_is() -> None:
@@ -278,6 +289,27 @@ def test_an_older_model_with_other_presets_is_taken_and_other_weights_are_not(ru
     assert (work / "white" / "default.made.json").exists()
     assert run("--rows", "default-white", "--set", "training.lr=1e-5") == 1
     assert run("--rows", "default-white") == 0
+
+
+def test_a_page_holds_no_cell_of_another_polarity_or_of_weights_that_are_gone(
+    run: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page says that all of its rows have one declared polarity."""
+    assert run("--rows", "default-white", "one-step") == 0
+    assert run("--rows", "default-white", "--set", "polarity=darker") == 0
+    assert "one-step is left out, being of another model, polarity" in capsys.readouterr().out
+    assert list(section(run)["rows"]) == ["default-white"]
+    assert section(run)["polarity"] == "darker"
+    assert run("--rows", "default-white") == 0
+    assert list(section(run)["rows"]) == ["default-white", "one-step"]
+    path = run.root / "work" / "bottle" / "white" / "model.safetensors"
+    entry, options = sets.SETS["bottle"], rows.Options(run.root, run.root / "work", subset=5, overrides=TINY)
+    cell = run.root / "work" / "bottle" / "cells" / "default-white.json"
+    made_from = json.loads(cell.read_text())["made_from"]
+    assert rows.is_current(rows.ROWS["default-white"], entry, options, made_from)
+    hidden = path.rename(path.with_suffix(".hidden"))
+    assert not rows.is_current(rows.ROWS["default-white"], entry, options, made_from)
+    hidden.rename(path)
 
 
 def test_absent_data_is_said_and_stops_nothing(run: Any, capsys: pytest.CaptureFixture[str]) -> None:

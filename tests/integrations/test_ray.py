@@ -6,6 +6,7 @@ import csv
 import pickle
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,34 @@ def test_volumes_are_scored_by_path(predictor: AnomalyPredictor, tmp_path: Path)
     assert np.isfinite(found["score"]).all()
     assert np.isnan(found["p_value"][0])
     assert found["is_anomalous"][0] is None
+
+
+def test_a_volume_of_a_modality_that_the_model_does_not_know_has_no_score(raw_model: Path, tmp_path: Path) -> None:
+    """As by the command line: the normals were MR by their names."""
+    from anodiff.anomaly.volume_fitting import NormalVolume, fit_volumes
+    from anodiff.anomaly.volumes import VolumeDetector
+    from anodiff.config import VolumeConfig
+    from anodiff.data.volumes import read_volume
+    from anodiff.model import load
+
+    values = np.random.default_rng(0).normal(100, 9, (5, 20, 24, 3)).clip(0, 255).astype(np.uint8)
+    names = [f"sub-0{n}_T1w.nii" for n in range(4)]
+    for name, each in zip([*names, "sub-05_ct.nii"], values, strict=True):
+        nibabel.save(nibabel.Nifti1Image(each, np.eye(4)), tmp_path / name)
+    model = load(raw_model)
+    model.config = model.config.model_copy(update={"volume": VolumeConfig(statistics="slice")})
+    detector = VolumeDetector(model, model.config.preset, device="cpu")
+    normals = [NormalVolume(partial(read_volume, tmp_path / name), name) for name in names]
+    calibration, failed = fit_volumes(detector, normals)
+    assert not failed
+    model.calibrations[detector.name] = calibration
+    model.save(tmp_path / "volumes.safetensors")
+    predictor = AnomalyPredictor(tmp_path / "volumes.safetensors", device="cpu")
+    found = predictor({"path": [str(tmp_path / "sub-05_ct.nii"), str(tmp_path / names[0])]})
+    assert "expected modality MR like the model's normal volumes, found CT" in found["error"][0]
+    assert np.isnan(found["score"][0])
+    assert found["error"][1] == ""
+    assert np.isfinite(found["p_value"][1])
 
 
 def test_what_is_wrong_with_the_run_is_raised(predictor: AnomalyPredictor, raw_model: Path, tmp_path: Path) -> None:

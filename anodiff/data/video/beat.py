@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import pairwise
 from statistics import median
 
 import numpy as np
@@ -41,3 +42,10 @@ def after_gaps(times: ArrayLike, fps: float | None) -> NDArray[np.bool_]:
     """(n,): which of the frames at ``times`` (n,) come after a gap; see `Beat`."""
     beat = Beat(fps)
     return np.array([beat.gap(time) for time in np.asarray(times, dtype=np.float64).tolist()], dtype=bool)
+
+
+def between_gaps(times: ArrayLike, fps: float | None, reach: int) -> list[slice]:
+    """The pieces of (n,) between gaps in which a frame has ``reach`` frames before it."""
+    found = after_gaps(times, fps)
+    ends = pairwise([0, *np.flatnonzero(found).tolist(), len(found)])
+    return [slice(begin, end) for begin, end in ends if end - begin > reach]

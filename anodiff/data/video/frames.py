@@ -81,6 +81,11 @@ def frame_places(names: Sequence[str]) -> list[float]:
     return [(number - numbers[0]) / step for number in numbers]
 
 
+def places_in(folder: str) -> list[float]:
+    """`frame_places` of the images in a folder. Raises InputError where it cannot be listed."""
+    return frame_places([os.path.basename(file) for file in list_frames(folder)])
+
+
 def _counted(stems: Sequence[str]) -> list[int] | None:
     """The one number in which the stems differ, or None."""
     parts = [re.split(r"([0-9]+)", stem) for stem in stems]

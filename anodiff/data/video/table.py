@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from anodiff.data.video.clip import clip_sources
+from anodiff.data.video.frames import places_in
 from anodiff.errors import DataError
 
 #: flags that a set may have beyond its last frame (the alarms of UMN have one or two)
@@ -46,7 +48,8 @@ class ClipRow:
         """bool (n,): which of the frames that were read, at these times in seconds, are anomalous; None = unknown.
 
         A frame is in an event from its start to before its end. ``broken``: the clip broke off, so that flags are left
-        over; at most two may be otherwise.
+        over; of a file at most two may be otherwise. Where numbers are missing in the names of a folder's frames, flags
+        may be one a number or one a frame that is there.
 
         Raises DataError where there is another number of flags than of frames.
         """
@@ -56,10 +59,27 @@ class ClipRow:
             return np.logical_or.reduce(inside) if inside else np.zeros(len(seconds), dtype=bool)
         if self.truth is None:
             return None
-        surplus = len(self.truth) - len(seconds)
+        flags = self.truth
+        if os.path.isdir(self.path):
+            flags = by_number(flags, places_in(self.path), self.path)
+        surplus = len(flags) - len(seconds)
         if surplus < 0 or (surplus > SURPLUS_FLAGS and not broken):
-            raise DataError(f"{self.path}: expected {len(self.truth)} frames, one a flag, found {len(seconds)}")
-        return self.truth[: len(seconds)]
+            raise DataError(f"{self.path}: expected {len(flags)} frames, one a flag, found {len(seconds)}")
+        return flags[: len(seconds)]
+
+
+def by_number(flags: NDArray[np.bool_], places: Sequence[float], path: str) -> NDArray[np.bool_]:
+    """One flag a frame, of flags (n,) for the frames that are there or (m,) for all from the first number to the last.
+
+    places: of the frames, see `frame_places`. Raises DataError for another number of flags.
+    """
+    if len(flags) == len(places):
+        return flags
+    whole = round(places[-1]) + 1 if places else 0
+    if len(flags) == whole and all(place.is_integer() for place in places):
+        return flags[np.array(places, dtype=np.int64)]
+    missing = f", or {whole}, with those whose numbers are missing" if whole > len(places) else ""
+    raise DataError(f"{path}: expected {len(places)} flags, one a frame{missing}; found {len(flags)}")
 
 
 @dataclass(frozen=True)

@@ -213,7 +213,8 @@ def _without_pixels(header: Any, sop: str, series: str) -> str:
     and then it is damaged."""
     from pydicom.uid import UID
 
-    modality = str(header.get("Modality", "") or "")
+    # As short as the standard has it: the length of a damaged element may reach over what follows.
+    modality = str(header.get("Modality", "") or "")[:16]
     name = UID(sop).name if sop else ""
     legible = bool(sop and modality)
     if not name or name == sop:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,8 @@ from anodiff.data.volumes.dicom import MARKS, Frame
 
 _SAME_DIRECTION = 1e-3
 _SAME_PLACE_MM = 1e-3
+#: what frames of one volume have in common, beside directions and spacing
+_COMMON = ("reference", "rows", "columns", "samples", "photometric", "bits_allocated", "signed", "lookup")
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,7 @@ def _without_copies(frames: list[Frame]) -> tuple[list[Frame], int]:
 def _belongs(first: Frame, other: Frame) -> bool:
     if not (first.placed and other.placed):
         return False
-    same = ("reference", "rows", "columns", "samples", "photometric", "bits_allocated", "signed", "lookup")
-    if any(getattr(first, name) != getattr(other, name) for name in same):
+    if any(getattr(first, name) != getattr(other, name) for name in _COMMON):
         return False
     axes = [np.array((*frame.rows_direction, *frame.columns_direction)) for frame in (first, other)]  # type: ignore[misc]
     spacings = np.array((first.spacing, other.spacing), dtype=float)
@@ -133,7 +133,13 @@ def _split(part: list[Frame], chosen: list[int]) -> dict[Any, list[Frame]]:
 def group_key(group: Group) -> str:
     """Eight hexadecimal digits that name a group: of its series and the instances in it."""
     first = group.frames[0]
-    # Where a file has no identity its name stands for it, without the folder, which may be moved.
-    names = Counter((frame.instance or os.path.basename(frame.path), frame.index) for frame in group.frames)
-    text = "\n".join([first.series, *(f"{instance}#{index}" for instance, index in sorted(names))])
+    names = sorted((frame.instance or _nameless(frame), frame.index) for frame in group.frames)
+    text = "\n".join([first.series, *(f"{instance}#{index}" for instance, index in names)])
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def _nameless(frame: Frame) -> str:
+    """What stands for an instance without an identity: its file's name without the folder, which may be moved, and all
+    that tells it from a file of that name in another volume of its series."""
+    apart = (*_COMMON, "rows_direction", "columns_direction", "spacing", "marks")
+    return "|".join([os.path.basename(frame.path), *(str(getattr(frame, name)) for name in apart)])

@@ -185,17 +185,19 @@ def _of_slices(folder: str, files: list[str], skipped: list[tuple[str, str]]) ->
     if len(left) > 1:
         wanted = {os.path.abspath(path): path for path in files}
         found = find_volumes(folder)
-        for path, reason in found.skipped:
-            named = wanted.get(os.path.abspath(path), "")
-            if named in left:
-                left.pop(named)
-                skipped.append((named, reason))
         for source in found.sources:
             own = [os.path.abspath(path) for path in source.files]
             if source.kind == "dicom" and set(own) <= set(wanted):
                 sources.append(source)
                 for path in own:
                     left.pop(wanted[path], None)
+        # Of a series that was not named as a whole nobody else says that this file is damaged.
+        noted = tuple(sentence for source in sources for sentence in source.damaged)
+        for path, reason in found.skipped:
+            named = wanted.get(os.path.abspath(path), "")
+            if named in left and any(sentence.startswith(f"{path}, ") for sentence in noted):
+                left.pop(named)
+                skipped.append((named, reason))
     for path in left:
         sources += _of_file(path, skipped)
     return sources

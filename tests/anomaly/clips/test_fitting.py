@@ -152,6 +152,29 @@ def test_a_calibration_that_was_killed_goes_on_and_comes_to_the_same(tmp_path: P
     assert identity(other) != identity(plain)
 
 
+def test_the_pixels_that_are_kept_are_bounded_whatever_the_number_of_clips(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from anodiff.anomaly import clip_fit
+
+    kept: list[int] = []
+    calibrate = clip_fit.calibrate
+
+    def counted(scores: Tensor, maps: Any, pixels: Tensor, **rest: Any) -> Any:
+        kept.append(len(pixels))
+        return calibrate(scores, maps, pixels, **rest)
+
+    monkeypatch.setattr(clip_fit, "calibrate", counted)
+    monkeypatch.setattr(clip_fit, "PIXELS_KEPT", 5000)
+    for count in (2, 6):
+        fit_clips(world.detector(window_px=4, bands=False), world.normals(count, 40))
+    assert kept[0] > 2000
+    assert kept[1] <= 5000 + 3 * 40
+    # one column after the other would be one place alone
+    assert clip_fit.pixel_stride(1000, (80, 100)) % 2
+    assert clip_fit.pixel_stride(1, (8, 8)) == 1
+
+
 def test_no_past_across_a_gap_calibrates(world: Any) -> None:
     def gapped(clip: NormalClip) -> NormalClip:
         times = clip.times.clone()

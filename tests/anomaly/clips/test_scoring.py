@@ -102,6 +102,31 @@ def test_a_gap_before_the_first_score_leaves_the_frames_before_it_without(world:
         list(world.detector(past=1, step=1, fps=10.0).scores(alone))
 
 
+def test_frames_that_were_scored_before_are_read_and_not_scored_again(world: Any) -> None:
+    twice = world.as_clip(world.moving(40, fast=range(9, 14)), 20.0)
+    clips = {
+        "thinned": twice,
+        "gap": [frame for frame in twice if not 16 <= frame.index < 30],
+        "early gap": [twice[0], *twice[14:]],
+    }
+    for name, clip in clips.items():
+        whole = list(world.detector(past=2, step=1, fps=10.0).scores(clip, 3))
+        for skip in range(len(clip) + 1):
+            found = world.detector(past=2, step=1, fps=10.0)
+            scored = list(found.scores(clip, 3, ahead=skip % 3, skip=skip))
+            assert [each.frame.index for each in scored] == [frame.index for frame in clip[skip:]], (name, skip)
+            for one, other in zip(scored, whole[skip:], strict=True):
+                assert (one.box, one.basis) == (other.box, other.basis)
+                assert np.array_equal(one.map, other.map, equal_nan=True)
+                assert np.array_equal(one.score, other.score, equal_nan=True)
+    seen: list[int] = []
+    counting = world.detector()
+    see = counting.see
+    counting.see = lambda frames: seen.append(len(frames)) or see(frames)  # type: ignore[func-returns-value]
+    list(counting.scores(twice, 16, skip=30))
+    assert sum(seen) == 11  # one more, for frames that would take its score
+
+
 def test_reading_ahead_changes_nothing_and_ends_with_the_clip(world: Any) -> None:
     frames = world.moving(23, fast=range(9, 14))
     whole = values(list(world.detector().scores(world.as_clip(frames))))

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from anodiff.data.video.clip import open_clip
 from anodiff.data.video.layouts import load_clips
 from anodiff.data.video.masks import read_masks
 from anodiff.data.video.table import ClipRow, ClipTable
@@ -140,6 +141,37 @@ def test_shanghaitech(tmp_path: Path, write_video: Callable[..., Path]) -> None:
     np.save(tmp_path / "testing" / "test_frame_mask" / "12_0142.npy", np.array([0, 1, 2, 0]))
     with pytest.raises(DataError, match="flags 0 and 1"):
         load_clips(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["ranges", "shipped", "flags"])
+def test_flags_go_by_number_where_frames_are_missing(tmp_path: Path, layout: str) -> None:
+    """Frames 1 ... 9, of which 5 to 7 are anomalous, and 3, 4 and 6 are missing."""
+    name = {"ranges": "testing/frames/01", "shipped": "Test/Test001", "flags": "testing/frames/12_0142"}[layout]
+    clip = frames(tmp_path / name, 9)
+    if layout == "ranges":
+        savemat(tmp_path / "ped2.mat", {"gt": cell(np.array([[5], [7]], np.uint8))})
+    elif layout == "shipped":
+        (tmp_path / "Test" / "UCSDped2.m").write_text("TestVideoFile{end+1}.gt_frame = [5:7];")
+    else:
+        file = tmp_path / "testing" / "test_frame_mask" / "12_0142.npy"
+        file.parent.mkdir()
+        np.save(file, np.array([0, 0, 0, 0, 1, 1, 1, 0, 0]))
+    for number in (3, 4, 6):
+        (clip / f"{number:03d}.jpg").unlink()
+    (row,) = load_clips(tmp_path).rows
+    with open_clip(row.path, fps=10) as opened:
+        times = [frame.time for frame in opened]
+    truth = row.truth_at(times)
+    assert truth is not None
+    assert [round(10 * time) + 1 for time, anomalous in zip(times, truth, strict=True) if anomalous] == [5, 7]
+    if layout == "flags":  # one a frame that is there, or too few for either
+        np.save(file, np.array([0, 0, 1, 1, 0, 0]))
+        (row,) = load_clips(tmp_path).rows
+        assert np.flatnonzero(row.truth_at(times)).tolist() == [2, 3]
+        np.save(file, np.array([0, 0, 1, 1, 0, 0, 0]))
+        (row,) = load_clips(tmp_path).rows
+        with pytest.raises(DataError, match=r"12_0142: expected 6 flags, one a frame, or 9, .* found 7"):
+            row.truth_at(times)
 
 
 def test_umn_leaves_out_flags_beyond_the_last_frame_and_no_more(

@@ -54,6 +54,22 @@ def test_objects_without_pixels_by_nature_are_not_damaged(write_slice: Any, tmp_
     assert isinstance(read_frames(str(image)), Damage)
 
 
+def test_a_modality_that_swallowed_what_follows_is_not_quoted(
+    write_slice: Any, tmp_path: Path, secrets: tuple[str, ...]
+) -> None:
+    swallowed = "OT" + 5 * r"\0123" + "SECRETNAME^ANNA"
+    path = write_slice(tmp_path / "x.dcm", np.zeros((2, 2), np.uint8), Rows=None, SOPClassUID="1.2.3.4")
+    content = path.read_bytes()
+    mark = b"\x08\x00\x60\x00CS"
+    start = content.index(mark) + len(mark)
+    length = int.from_bytes(content[start : start + 2], "little")
+    text = swallowed.encode().ljust(len(swallowed) + len(swallowed) % 2)
+    path.write_bytes(content[:start] + len(text).to_bytes(2, "little") + text + content[start + 2 + length :])
+    found = read_frames(str(path))
+    assert "an object of modality" in str(found)
+    assert not [word for word in secrets if word in str(found)]
+
+
 def test_a_damaged_slice_at_the_end_is_remarked_by_its_series(write_series: Any, tmp_path: Path) -> None:
     write_series(tmp_path / "a", HEIGHTS)
     last = cut_header(tmp_path / "a" / "s_96.dcm")
@@ -127,3 +143,36 @@ def test_ids_do_not_change_with_numbers_names_and_folders(write_series: Any, tmp
             dataset.save_as(tmp_path / "two" / folder / name)
     assert sorted(source.id for source in find_volumes(tmp_path / "two").sources) == sorted(before)
     assert not any("77" in name.split("_") or "5" in name.split("_") or "SECRET" in name for name in before)
+
+
+def test_a_damaged_slice_of_a_series_that_is_named_in_part_is_an_input(write_series: Any, tmp_path: Path) -> None:
+    """Nothing else of what was named would say that it is damaged."""
+    write_series(tmp_path / "a", HEIGHTS)
+    last = cut_header(tmp_path / "a" / "s_96.dcm")
+    found = expand_volumes([str(last), str(tmp_path / "a" / "s_97.dcm")])
+    assert {Path(source.path).name: bool(source.files) for source in found.sources} == {
+        "s_96.dcm": False,
+        "s_97.dcm": True,
+    }
+    assert found.skipped == []
+    with pytest.raises(InputError, match=r"s_96\.dcm: expected a volume, found"):
+        read_volume(str(last))
+
+
+@pytest.mark.parametrize("tags", [{"FrameOfReferenceUID": "1.2.3.8"}, {"EchoTime": 80.0}])
+def test_volumes_of_a_series_without_identities_have_names_of_their_own(
+    write_series: Any, tmp_path: Path, tags: dict[str, Any]
+) -> None:
+    """Two volumes of one series in two folders, whose files have the same names and no identity: both are kept."""
+    import pydicom
+
+    for folder, own in (("s", {"EchoTime": 20.0}), ("t", {"EchoTime": 20.0} | tags)):
+        write_series(tmp_path / "in" / folder, HEIGHTS, seed=len(folder + str(own)), **own)
+    for file in (tmp_path / "in").rglob("*.dcm"):
+        dataset = pydicom.dcmread(file)
+        del dataset.SOPInstanceUID
+        dataset.save_as(file)
+    sources = find_volumes(tmp_path / "in").sources
+    assert len({source.path for source in sources}) == len({source.id for source in sources}) == 2
+    assert len(expand_volumes([tmp_path / "in"]).sources) == 2
+    assert [read_volume(source.path).shape for source in sources] == [(5, 4, 4)] * 2

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from anodiff.data.layouts.folder import natural_key
 from anodiff.data.video.clip import TRUTH_MARK, list_frames
+from anodiff.data.video.frames import places_in
 from anodiff.data.video.masks import frame_truth
 from anodiff.data.video.matlab import cells, read_mat
 from anodiff.data.video.table import ClipRow, ClipTable, clip_table
@@ -71,7 +72,7 @@ def load_ranges(path: Path) -> ClipTable:
     rows = [ClipRow(str(folder), split="train", fps=fps) for folder in clip_folders(path / TRAIN)]
     for folder, ranges in zip(tests, found, strict=True):
         pairs = _pairs(ranges, f"{file}, clip {folder.name}")
-        truth = truth_of_ranges(pairs, len(list_frames(folder)), f"{file}, clip {folder.name}")
+        truth = truth_of_ranges(pairs, counted(folder), f"{file}, clip {folder.name}")
         rows.append(ClipRow(str(folder), split="test", truth=truth, fps=fps))
     return clip_table(rows, "frames_ranges", path)
 
@@ -83,6 +84,12 @@ def clip_folders(folder: Path) -> list[Path]:
     inside = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
     kept = [entry for entry in inside if not entry.name.endswith(TRUTH_MARK)]
     return sorted(kept, key=lambda entry: natural_key(entry.name))
+
+
+def counted(folder: Path) -> int:
+    """Frames of a clip, those among them whose numbers are missing in the names: ranges count these too."""
+    places = places_in(str(folder))
+    return round(places[-1]) + 1 if places else 0
 
 
 def truth_of_ranges(ranges: Sequence[tuple[int, int]], frames: int, where: str) -> NDArray[np.bool_]:
@@ -118,5 +125,5 @@ def _listed(folder: Path, tests: Sequence[Path]) -> list[NDArray[np.bool_]]:
             parts = [[int(end) for end in part.split(":")] for part in re.split(r"[,\s]+", text.strip()) if part]
         except ValueError:
             raise DataError(f"{where}: expected frames as 61:180, found {text.strip()!r}") from None
-        truths.append(truth_of_ranges([(part[0], part[-1]) for part in parts], len(list_frames(test)), where))
+        truths.append(truth_of_ranges([(part[0], part[-1]) for part in parts], counted(test), where))
     return truths
