@@ -65,7 +65,11 @@ def run(
 
     assert model.config.video is not None
     try:
-        normals = normal_clips(table)
+        # Where a set has no split, normal clips are among those that are measured: nothing may learn from them.
+        measured = {row.id for row in rows}
+        normals = [row for row in normal_clips(table) if row.id not in measured]
+        if not normals:
+            raise DataError(f"{table.root}: expected normal clips that are not measured, found none")
     except DataError as error:
         say(f"note: baselines that learn are left out: {error}", quiet)
         normals = []

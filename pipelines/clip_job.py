@@ -2,17 +2,19 @@
 
 A clip is gone through twice, frame by frame: once for the scores, and once, when it is known which frames matter, for
 the pictures of those. A thread reads and prepares frames ahead of the device. Memory grows by a few numbers a frame.
+A clip that was left in the middle is taken up there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time as clocks
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from array import array
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,10 +27,13 @@ from anodiff.anomaly.clips import ClipDetector, ScoredFrame
 from anodiff.anomaly.events import Box, Event, find_events
 from anodiff.anomaly.temporal import smooth_in_time
 from anodiff.data.clip_input import windows
-from anodiff.data.video.clip import Clip, ClipInfo, open_clip
+from anodiff.data.preprocess import Geometry
+from anodiff.data.video.clip import Clip, ClipInfo, Frame, open_clip
+from anodiff.engine.loop import Stop, Stopped
 from anodiff.engine.store import STATE_FOLDER, Item
 from anodiff.errors import InputError
-from anodiff.files import atomic_write, make_folder, storage_errors
+from anodiff.files import atomic_write, storage_errors
+from anodiff.pipelines.clip_journal import LINES, MAPS, FrameLines, FrameRow, MapFile
 from anodiff.pipelines.pictures import calibrated_scale
 from anodiff.pipelines.scoring import short_float
 from anodiff.visualize.clips import resized, save_thumbnail, thumbnail
@@ -41,8 +46,6 @@ if TYPE_CHECKING:
 
 FRAMES = f"{STATE_FOLDER}/frames"
 THUMBNAILS = "thumbnails"
-#: ending of files in the making, which a later run removes
-PART = ".anodiff-part"
 #: of frames that were read ahead of the device, at most
 AHEAD_BYTES = 1 << 28
 
@@ -90,6 +93,31 @@ class FrameTable:
         return [(x, y, width, height) if width else None for x, y, width, height in self.box.tolist()]
 
 
+class Columns:
+    """The scored frames of a clip so far, column by column, few bytes a frame: index; time; score; box, 4 numbers each;
+    own. spent: seconds of work on them. places: of what stood out, None where that is not kept."""
+
+    def __init__(self, *, places: bool) -> None:
+        self.index, self.box, self.own = array("q"), array("q"), array("b")
+        self.time, self.score = array("d"), array("d")
+        self.spent = 0.0
+        self.places = BoxList() if places else None
+
+    def append(self, row: FrameRow) -> None:
+        """The next frame."""
+        self.index.append(row.frame)
+        self.time.append(row.time)
+        self.score.append(row.score)
+        self.box.extend(row.box)
+        self.own.append(row.own)
+        self.spent = row.spent
+        if self.places is not None and row.parts:
+            self.places.append(row.frame, np.array(row.parts))
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
 @dataclass(frozen=True)
 class ScoredClip:
     """One clip, scored; broken: where and why it broke off, "" where it came to its end; p_value: None = unknown;
@@ -123,6 +151,8 @@ class ClipJob:
         #: map value above which boxes are kept, None = they are not
         self.box_level = calibration.pixel_threshold_fpr1 if outputs.boxes and calibration is not None else None
         self.progress: Progress | None = None
+        #: knows when the run was asked to stop: the clip in hand is left then, and taken up by the next run
+        self.stop: Stop | None = None
         self.done = 0
 
     @property
@@ -148,7 +178,7 @@ class ClipJob:
         if self.outputs.maps:
             files["map"] = f"maps/{item.id}.npy"
             with storage_errors(folder / files["map"]):
-                self._part(item).replace(folder / files["map"])
+                self._kept(item, MAPS).replace(folder / files["map"])
         worst = int(np.nanargmax(frames.smoothed))
         if self.outputs.heatmaps and self.scale is not None:
             files["heatmap"] = f"heatmaps/{item.id}.png"
@@ -184,32 +214,43 @@ class ClipJob:
 
     def _scored(self, item: Item) -> ScoredClip:
         began = clocks.monotonic()
-        index, time, score, box, own = [], [], [], [], []
-        boxes = None if self.box_level is None else BoxList()
-        kept: AbstractContextManager[MapFile | None] = nullcontext()
-        if self.outputs.maps:
-            kept = MapFile(self._part(item))
-        # The thread that reads ends before the clip is closed, whatever happens here.
-        with self._open(item) as clip, closing(self._named(item, clip)) as found, kept as maps:
-            for scored in found:
-                index.append(scored.frame.index)
-                time.append(scored.frame.time)
-                score.append(scored.score)
-                box.append(scored.box)
-                own.append(scored.basis == "own")
+        with contextlib.ExitStack() as stack:
+            maps = stack.enter_context(MapFile(self._kept(item, MAPS))) if self.outputs.maps else None
+            columns = Columns(places=self.box_level is not None)
+            identity, most = {"path": item.path, "stamp": item.stamp}, None if maps is None else maps.count
+            lines = stack.enter_context(FrameLines(self._kept(item, LINES), identity, columns.append, most))
+            known, earlier = len(columns), columns.spent
+            if maps is not None:
+                maps.cut(known)
+            clip = stack.enter_context(self._open(item))
+            # The thread that reads ends before the clip is closed, whatever happens here.
+            for scored in stack.enter_context(closing(self._named(item, clip, known))):
                 geometry = self.detector.prepare.geometry(scored.frame.pixels)
                 if maps is not None:
                     maps.append(self.detector.prepare.plain.back(scored.map, geometry))
-                if boxes is not None and self.box_level is not None and np.isfinite(scored.score):
-                    boxes.append(scored.frame.index, native_boxes(scored.map, self.box_level, geometry))
+                row = self._row(scored, geometry, earlier + clocks.monotonic() - began)
+                columns.append(row)
+                lines.append(row)
             broken = clip.broken or ""
-        seconds, values = np.array(time, dtype=np.float64), np.array(score, dtype=np.float64)
+        return self._judged(item, columns, broken, began - earlier)
+
+    def _row(self, scored: ScoredFrame, geometry: Geometry, spent: float) -> FrameRow:
+        parts: list[list[float]] = []
+        if self.box_level is not None and np.isfinite(scored.score):
+            parts = native_boxes(scored.map, self.box_level, geometry).tolist()
+        frame = scored.frame
+        return FrameRow(frame.index, frame.time, scored.score, scored.box, scored.basis == "own", spent, parts)
+
+    def _judged(self, item: Item, columns: Columns, broken: str, began: float) -> ScoredClip:
+        """What the frames of a clip come to: smoothed scores, events, pictures, p-value."""
+        index = columns.index
+        seconds, values = np.array(columns.time), np.array(columns.score)
         frames = FrameTable(
-            np.array(index, dtype=np.int64),
+            np.array(index),
             seconds,
             values,
             smooth_in_time(seconds, values, self.detector.video.smooth_s),
-            np.array(box, dtype=np.int64),
+            np.array(columns.box).reshape(-1, 4),
         )
         events: tuple[Event, ...] = ()
         if self.rule is not None:
@@ -217,10 +258,10 @@ class ClipJob:
             frames, events = replace(frames, smoothed=found_events.smoothed), tuple(found_events.events)
         wanted = {int(frames.index[np.nanargmax(frames.smoothed)]), *(event.peak_frame for event in events)}
         pictures = self._pictures(item, wanted) if self.outputs.heatmaps and self.scale is not None else {}
-        mine = np.array(own, dtype=bool)
+        mine = np.array(columns.own, dtype=bool)
         return ScoredClip(
             frames, events, pictures, broken, clocks.monotonic() - began, self._p_value(seconds[mine], values[mine]),
-            None if boxes is None else boxes.boxes(),
+            None if columns.places is None else columns.places.boxes(),
         )  # fmt: skip
 
     def _p_value(self, times: Floats, scores: Floats) -> float | None:
@@ -231,11 +272,13 @@ class ClipJob:
         highest = smooth_in_time(times, scores, self.detector.video.smooth_s).max()
         return calibration.clip_p_value(float(highest), footage_seconds(times))
 
-    def _named(self, item: Item, clip: Clip) -> Generator[ScoredFrame, None, None]:
-        """The scored frames; an InputError names the clip, and the progress bar counts."""
+    def _named(self, item: Item, clip: Clip, skip: int) -> Generator[ScoredFrame, None, None]:
+        """The frames from number ``skip`` on, scored; an InputError names the clip, and the progress bar counts."""
+        self.done += skip
         try:
             ahead = frames_ahead(self.batch_size, clip.info)
-            with closing(self.detector.scores(clip, self.batch_size, ahead=ahead)) as found:
+            frames = self._until_asked(clip)
+            with closing(self.detector.scores(frames, self.batch_size, ahead=ahead, skip=skip)) as found:
                 for scored in found:
                     self.done += 1
                     if self.progress is not None and self.done % 100 == 0:
@@ -247,6 +290,13 @@ class ClipJob:
             known = str(error)
             raise InputError(known if item.path in known else f"{item.path}: {known}") from None
 
+    def _until_asked(self, clip: Clip) -> Iterator[Frame]:
+        """The frames of a clip. Raises Stopped where the run was asked to stop, however many there still are."""
+        for frame in clip:
+            if self.stop is not None and self.stop.asked:
+                raise Stopped
+            yield frame
+
     def _pictures(self, item: Item, wanted: set[int]) -> dict[int, Picture]:
         """Some frames of a clip with their maps, from a second reading up to the last of them.
 
@@ -255,7 +305,7 @@ class ClipJob:
         detector, found = self.detector, {}
         first, seen, last = None, None, max(wanted)
         with self._open(item) as clip:
-            for window in windows(clip, unprepared, detector.video):
+            for window in windows(self._until_asked(clip), unprepared, detector.video):
                 seen = window.seen or seen
                 first = first or seen
                 number = window.frame.index
@@ -283,51 +333,13 @@ class ClipJob:
         save_thumbnail(self.outputs.folder / name, pixels)
         return replace(event, thumbnail=name)
 
-    def _part(self, item: Item) -> Path:
-        return self.outputs.folder / "maps" / f".{item.id}{PART}"
+    def _kept(self, item: Item, ending: str) -> Path:
+        return self.outputs.folder / FRAMES / f"{item.id}{ending}"
 
 
 def frames_ahead(batch_size: int, info: ClipInfo) -> int:
     """How many frames may be read ahead: two batches, or as many as AHEAD_BYTES hold, at least one."""
     return max(1, min(2 * batch_size, AHEAD_BYTES // max(1, info.height * info.width * info.channels)))
-
-
-class MapFile:
-    """An NPY file of maps (frames, H, W) float32, written one by one; a context manager."""
-
-    def __init__(self, path: Path) -> None:
-        make_folder(path.parent)
-        self.path, self.count = path, 0
-        self.shape: tuple[int, ...] = ()
-        with storage_errors(path):
-            self._stream: IO[bytes] = path.open("w+b")
-
-    def append(self, values: NDArray[np.float32]) -> None:
-        """One more map. Raises StorageError."""
-        with storage_errors(self.path):
-            if not self.count:
-                self.shape = values.shape
-                self._header()
-            self._stream.write(np.ascontiguousarray(values, dtype="<f4").tobytes())
-        self.count += 1
-
-    def _header(self) -> None:
-        # NumPy leaves room for the first axis to grow, so that this header and the last one have one length.
-        facts = {"descr": "<f4", "fortran_order": False, "shape": (self.count, *self.shape)}
-        self._stream.seek(0)
-        np.lib.format.write_array_header_1_0(self._stream, facts)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with storage_errors(self.path), self._stream:
-            if kind is None and self.count:
-                self._header()
-        if kind is not None:
-            self.path.unlink(missing_ok=True)
 
 
 def unprepared(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from anodiff.anomaly.clips import ClipDetector
-from anodiff.engine.loop import Summary, run_job
+from anodiff.engine.loop import Stop, Summary, run_job
 from anodiff.engine.progress import Progress
 from anodiff.engine.store import Item, ResultStore
 from anodiff.errors import ConfigError, DataError
 from anodiff.files import make_folder, write_csv, write_json
-from anodiff.pipelines import clip_baselines
+from anodiff.pipelines import clip_baselines, clip_journal
 from anodiff.pipelines.clip_job import FRAMES, THUMBNAILS, ClipJob, ClipOutputs, FrameTable, event_of
 from anodiff.pipelines.clip_reporting import facts_of, remarks, write_report
 from anodiff.pipelines.clip_tracks import has_places, tracks_measured
@@ -168,12 +169,14 @@ def score_items(
         make_folder(outputs.folder / name)
     before = job.detector.busy
     with Progress(len(items), "clips", "scoring", quiet=quiet) as progress:
-        job.progress = progress
-        summary = run_job(job, items, store, workers=workers, batch_size=1, progress=progress)
+        job.progress, job.stop = progress, Stop()
+        summary = run_job(job, items, store, workers=workers, batch_size=1, progress=progress, stop=job.stop)
     # A clip is read while it is computed: what counts is the time in which the device had work.
     summary = replace(summary, device_busy_share=(job.detector.busy - before) / summary.seconds)
     store.export_csv(outputs.folder / "scores.csv", COLUMNS, items)
-    rows = [row for row in store.rows(items) if row["status"] == "ok"]
+    recorded = list(store.rows(items))
+    clip_journal.remove(outputs.folder / FRAMES, (row["id"] for row in recorded))
+    rows = [row for row in recorded if row["status"] == "ok"]
     for sentence in (*(row["error"] for row in rows if row["error"]), *remarks(job, rows)):
         say(f"note: {sentence}", quiet)
     write_frames_csv(outputs.folder / "frames.csv", every_frame(job, rows))
@@ -215,10 +218,18 @@ def run_settings(model_path: Path, job: ClipJob) -> dict[str, Any]:
 
 
 def stamped(path: str) -> str:
-    """The file whose size and time tell whether a clip has changed: of a folder of frames the last one."""
+    """The file whose size and time tell whether a clip has changed: of a folder of frames the newest one."""
     from anodiff.data.video.clip import list_frames
 
-    return next(reversed(list_frames(path)), path) if Path(path).is_dir() else path
+    return max(list_frames(path), key=changed, default=path) if Path(path).is_dir() else path
+
+
+def changed(path: str) -> int:
+    """When a file was written, in ns; -1 where that cannot be known."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return -1
 
 
 def chosen(table: ClipTable, split: str | None, subset: int | None, seed: int) -> list[ClipRow]:

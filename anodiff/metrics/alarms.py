@@ -2,8 +2,8 @@
 
 An event is a run of anomalous frames of one clip. An alarm is a run of frames whose score reaches the threshold; runs
 less than ``merge_s`` apart are one. An alarm with an anomalous frame in it finds the events that it touches, any other
-is false. Hours are those of *normal* frames: elsewhere no alarm can be false. A lower threshold may give fewer false
-alarms, where alarms grow together into one that touches an event.
+is false. Hours are those of *normal* frames with a score: elsewhere no alarm can be false. A lower threshold may give
+fewer false alarms, where alarms grow together into one that touches an event.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def false_alarms(clip: ClipScores, threshold: float, merge_s: float = MERGE_S) -
 
 
 def normal_hours(clip: ClipScores) -> float:
-    """Hours that the normal frames of a clip stand for."""
-    return float((~clip.truth).sum()) * clip.step / 3600
+    """Hours that the normal frames of a clip stand for; those without a score, which raise no alarm, not counted."""
+    return float((~clip.truth & ~np.isnan(clip.scores)).sum()) * clip.step / 3600
 
 
 class AlarmPool:
@@ -182,7 +182,7 @@ def evaluate_events(
     """Reported events against the truth: what a threshold that was set beforehand has reached, nothing chosen here.
 
     Args:
-        clips: the test set, of which only truth and times are looked at.
+        clips: the test set, of which only truth, times and which frames have a score are looked at.
         reported: (start, end) in seconds, both included, of what was reported in each clip by id; a clip may lack.
 
     Returns:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from anodiff.config import AnodiffConfig
 from anodiff.data.clip_input import ClipInput, FramePreprocessor, median_background, thinned
+from anodiff.data.video.beat import between_gaps
 from anodiff.errors import DataError, InputError
 from anodiff.training.augment import augment
 from anodiff.training.examples import Drawn
@@ -58,9 +59,16 @@ class ClipSet:
         digests = (hashlib.blake2b(frame.numpy().tobytes(), digest_size=8).digest() for frame in self.frames)
         return [int.from_bytes(digest, "big") for digest in digests]
 
-    def examples(self, reach: int) -> Tensor:
-        """Rows of the frames that have ``reach`` frames before them in their clip, (N,) int64."""
-        rows = [torch.arange(start + reach, start + n) for start, n in zip(self.starts, self.lengths, strict=True)]
+    def examples(self, reach: int, fps: float | None) -> Tensor:
+        """Rows of the frames with ``reach`` frames before them in their clip since its last gap, (N,) int64.
+
+        fps: of the model; what is a gap says `anodiff.data.video.beat.Beat`.
+        """
+        rows = [
+            torch.arange(start + piece.start + reach, start + piece.stop)
+            for start, times in zip(self.starts, self.times.split(list(self.lengths)), strict=True)
+            for piece in between_gaps(times, fps, reach)
+        ]
         return torch.cat(rows) if rows else torch.empty(0, dtype=torch.long)
 
     def take(self, clips: Sequence[int]) -> ClipSet:
@@ -85,7 +93,7 @@ class ClipExamples:
     config: AnodiffConfig
 
     def __post_init__(self) -> None:
-        self.rows = self.clips.examples(self.input.video.reach)
+        self.rows = self.clips.examples(self.input.video.reach, self.input.video.fps)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -117,8 +125,8 @@ def background_of(clips: ClipSet, config: AnodiffConfig) -> Tensor | None:
 def read_clips(rows: Sequence[ClipRow], config: AnodiffConfig, *, progress: Progress | None = None) -> ClipSet:
     """Reads clips into a temporary file that goes with the last reference to it: memory does not grow with them.
 
-    A clip that breaks off is kept up to there, one that is too short or cannot be read is left out; both are named in
-    ``failed``. Raises DataError where not one clip can be used.
+    A clip that breaks off is kept up to there, one that is too short between its gaps or cannot be read is left out;
+    both are named in ``failed``. Raises DataError where not one clip can be used.
     """
     from anodiff.data.video.clip import open_clip
 
@@ -140,9 +148,10 @@ def read_clips(rows: Sequence[ClipRow], config: AnodiffConfig, *, progress: Prog
                             seconds.append(frame.time)
                     if clip.broken:
                         failed.append(clip.broken)
-                if len(seconds) <= config.video.reach:
+                if not between_gaps(seconds, config.video.fps, config.video.reach):
                     raise InputError(
-                        f"{row.path}: expected at least {config.video.reach + 1} frames, found {len(seconds)}"
+                        f"{row.path}: expected at least {config.video.reach + 1} frames without a gap at the model's "
+                        f"rate, found {len(seconds)}{' with gaps' if len(seconds) > config.video.reach else ''}"
                     )
             except InputError as error:
                 failed.append(str(error))

@@ -211,6 +211,30 @@ def test_one_interrupt_finishes_the_batch_and_the_next_run_goes_on(out: Path, it
     assert (summary.ok, summary.resumed, summary.exit_code) == (25, 12, 0)
 
 
+def test_a_job_that_is_asked_may_leave_its_batch_undone(out: Path, items: list[Item]) -> None:
+    stop = loop.Stop()
+
+    class Asked(Lengths):
+        def compute(self, batch: list[str]) -> Sequence[int]:
+            if len(self.batches) == 2:
+                signal.raise_signal(signal.SIGTERM)
+            if stop.asked:
+                raise loop.Stopped
+            return super().compute(batch)
+
+    job = Asked(out)
+    summary, rows, _ = run(out, items, job, batch_size=4, stop=stop)
+    assert summary.interrupted
+    assert summary.exit_code == 130
+    assert len(job.batches) == 2
+    assert len(rows) == 8
+    assert {row["status"] for row in rows} == {"ok"}
+    again, rows, later = run(out, items, batch_size=4)
+    assert not again.interrupted
+    assert len(rows) == len(items)
+    assert sum(map(len, later.batches)) == len(items) - 8
+
+
 def test_a_second_interrupt_stops_at_once_and_loses_nothing_written(out: Path, items: list[Item]) -> None:
     class Twice(Lengths):
         def compute(self, batch: list[str]) -> Sequence[int]:

@@ -170,6 +170,32 @@ def test_a_baseline_that_cannot_be_fitted_says_so_beside_the_others(
     assert found["frame difference"]["n_clips"] == 2
 
 
+def test_nothing_learns_from_clips_that_are_measured(
+    clips: Any, tmp_path: Path, anodiff: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Learns(video_baselines.FrameDifference):
+        learnt: list[int]
+
+        def fit(self, clips: Any) -> Any:
+            self.learnt = [sum(1 for _ in clip) for clip in clips]
+            return self
+
+    method = Learns(8)
+    monkeypatch.setattr(video_baselines, "standard_video_baselines", lambda: [method])
+    # a set without a split: a clip with an event and a normal one, both measured
+    for name, clip in (("a", "Test001"), ("b", "Test002")):
+        shutil.copytree(clips.data / "Test" / clip, tmp_path / "data" / "test" / name)
+    (tmp_path / "data" / "events.csv").write_text("clip,start_s,end_s\ntest/a,1.0,1.8\n")
+    (tmp_path / "data" / "test").rename(tmp_path / "data" / "all")
+    (tmp_path / "data" / "events.csv").write_text("clip,start_s,end_s\nall/a,1.0,1.8\nall/b,,\n")
+    command = ("evaluate", clips.model, tmp_path / "data", "--output", tmp_path / "out", "--baselines")
+    assert anodiff(*command) == 0
+    assert method.learnt == []
+    shutil.copytree(clips.data / "Train" / "Train001", tmp_path / "data" / "all" / "c")
+    assert anodiff(*command, "--overwrite") == 0
+    assert method.learnt == [16]
+
+
 def test_the_auto_encoder_is_as_large_as_the_model_and_sees_its_frames(clips: Any) -> None:
     model = load(clips.model)
     method = ClipAutoEncoder.like(model.config, model.parameters, "cpu")

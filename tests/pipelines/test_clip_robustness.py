@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -205,6 +206,89 @@ def test_ctrl_c_stops_cleanly_and_the_run_goes_on(
     assert anodiff("score", clips.model, clips.data / "Test", "--output", cut) == 0
     for name in ("scores.csv", "frames.csv", "events.csv"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(("job", "how"), [("score", "asked"), ("score", "torn"), ("evaluate", "killed")])
+def test_a_long_clip_is_left_within_few_frames_and_taken_up_there(
+    clips: Any, tmp_path: Path, anodiff: Command, monkeypatch: pytest.MonkeyPatch, how: str, job: str
+) -> None:
+    data = tmp_path / "data"
+    clips.write_clip(data / "Test" / "Test001", clips.footage(200, 11, fast=range(120, 128)))
+    (data / "Test" / "UCSDped2.m").write_text("TestVideoFile{end+1}.gt_frame = [121:128];")
+    (data / "tracks.csv").write_text("clip,track,frame,x,y,w,h\nTest/Test001,1,121,0,0,9,9\n")
+    source = data if job == "evaluate" else data / "Test"
+    options = ["--no-heatmaps"] + ["--maps"] * (job == "score")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert anodiff(job, clips.model, source, "--output", whole, *options) == 0
+    see = ClipDetector.see
+    seen: list[int] = []
+
+    def interrupted(self: ClipDetector, frames: Any) -> Any:
+        if len(seen) == 2:
+            if how == "asked":
+                signal.raise_signal(signal.SIGINT)
+            else:
+                raise SystemExit(9)
+        seen.append(len(frames))
+        return see(self, frames)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ClipDetector, "see", interrupted)
+        assert anodiff(job, clips.model, source, "--output", cut, *options) == (130 if how == "asked" else 9)
+    (lines,) = (cut / ".anodiff" / "frames").glob("*.journal")
+    known = lines.read_bytes().count(b"\n") - 1
+    assert 32 <= known <= 120  # two batches at least; of those that were read ahead no more than there is room for
+    if how == "torn":
+        lines.write_bytes(lines.read_bytes()[:-7])
+        known -= 1
+        for maps in lines.parent.glob("*.maps"):
+            maps.write_bytes(maps.read_bytes()[: -4 * 32 * 48 - 5])  # one whole map less, and a part
+            known -= 1
+    seen.clear()
+    monkeypatch.setattr(ClipDetector, "see", lambda self, frames: seen.append(len(frames)) or see(self, frames))
+    assert anodiff(job, clips.model, source, "--output", cut, *options) == 0
+    assert sum(seen) == 200 - known + 1  # nothing twice but the frame by which the rest is taken up
+    names = ["scores.csv", "frames.csv", "events.csv"]
+    names += [f"maps/{path.name}" for path in (whole / "maps").glob("*.npy")]
+    assert job == "evaluate" or len(names) == 4
+    for name in names:
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+    if job == "evaluate":
+        one, other = (json.loads((folder / "metrics.json").read_text()) for folder in (cut, whole))
+        assert one["rbdc"] == other["rbdc"] is not None
+    assert {path.suffix for path in lines.parent.iterdir()} == {".npz"}
+
+
+def test_what_was_known_of_a_clip_that_has_changed_is_not_used(clips: Any, tmp_path: Path) -> None:
+    from anodiff.pipelines.clip_journal import FrameLines, FrameRow
+
+    rows = [FrameRow(n, n / 10, float("nan") if n == 1 else 0.1 * n, (1, 2, 3, 4), True, 0.5, []) for n in range(4)]
+
+    def taken_up(stamp: str, most: int | None = None) -> list[FrameRow]:
+        found: list[FrameRow] = []
+        with FrameLines(tmp_path / "a.journal", {"stamp": stamp}, found.append, most):
+            return found
+
+    with FrameLines(tmp_path / "a.journal", {"stamp": "1"}, rows.append) as lines:
+        for row in rows:
+            lines.append(row)
+    assert str(taken_up("1")) == str(rows)
+    assert str(taken_up("1", 3)) == str(rows[:3])
+    assert len(taken_up("1")) == 3  # what cannot be used is gone
+    assert taken_up("2") == []
+    assert taken_up("1") == []
+
+
+def test_a_picture_that_was_mended_is_scored_again(clips: Any, tmp_path: Path, anodiff: Command) -> None:
+    clips.write_clip(tmp_path / "in" / "a", clips.footage(12, 3))
+    picture = tmp_path / "in" / "a" / "005.tif"
+    good = picture.read_bytes()
+    picture.write_bytes(b"no picture")
+    for count, content in ((4, b"no picture"), (12, good)):
+        picture.write_bytes(content)
+        os.utime(picture, (2e9, 2e9 + count))
+        assert anodiff("score", clips.model, tmp_path / "in", "--output", tmp_path / "out", "--no-heatmaps") == 0
+        assert len(clips.read_table(tmp_path / "out" / "frames.csv")) == count
 
 
 def test_a_calibration_that_was_killed_is_taken_up(

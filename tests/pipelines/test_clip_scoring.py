@@ -14,6 +14,7 @@ import yaml
 from anodiff.anomaly.clips import ClipDetector
 from anodiff.data.video.clip import open_clip
 from anodiff.model import load
+from anodiff.pipelines.clip_job import ClipJob
 
 Command = Callable[..., int]
 
@@ -92,13 +93,13 @@ def test_a_run_is_resumed_by_clip_and_repeats_itself(
     before = {name: (tmp_path / name).read_bytes() for name in ("scores.csv", "frames.csv", "events.csv")}
     (tmp_path / ".anodiff" / "frames" / "Test002.npz").unlink()
     scored: list[str] = []
-    scores = ClipDetector.scores
+    compute = ClipJob.compute
 
-    def counted(self: ClipDetector, clip: Any, batch_size: int = 16, *, ahead: int = 0) -> Any:
-        scored.append(clip.info.path)
-        return scores(self, clip, batch_size, ahead=ahead)
+    def counted(self: ClipJob, batch: list[Any]) -> Any:
+        scored.extend(item.path for item in batch)
+        return compute(self, batch)
 
-    monkeypatch.setattr(ClipDetector, "scores", counted)
+    monkeypatch.setattr(ClipJob, "compute", counted)
     assert anodiff(*command) == 0
     assert [Path(path).name for path in scored] == ["Test002"]
     assert {name: (tmp_path / name).read_bytes() for name in before} == before

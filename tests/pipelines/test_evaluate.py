@@ -57,6 +57,10 @@ def test_baselines_are_measured_on_the_same_images_in_pairs(
     names.append("feature memory (own encoder)")
     assert list(found["metrics"]) == ["anodiff one-step", *names]
     assert found["fitted_on"]["normals"] == 30
+    assert list(found["settings"]) == names
+    for chosen in found["settings"].values():
+        assert chosen["smooth_px"] <= 20 / 8
+        assert 0 < chosen["planted_ap"] <= 1
     ours = json.loads((out / "metrics.json").read_text())
     for name in names:
         theirs, pair = found["metrics"][name], found["paired"][name]["pixel_ap"]

@@ -18,11 +18,12 @@ from anodiff.errors import DataError, InputError
 from anodiff.model import DiffusionModel, load
 from anodiff.pipelines.restoring_masks import mask_settings, mask_source, model_mask
 from anodiff.pipelines.restoring_options import SOLVER_NAMES
-from anodiff.restoration import SOLVERS, Mask
+from anodiff.restoration import SOLVERS, Mask, Restorer
 from anodiff.restoration.parse import parse_operator
 
 Run = Callable[..., int]
 COLUMNS = ["id", "path", "nfe", "status", "error", "seconds"]
+SIZES = ((20, 24), (16, 16), (13, 31), (20, 24))
 QUICK = ("--device", "cpu", "--steps", "2")
 
 
@@ -275,6 +276,29 @@ def test_a_result_does_not_depend_on_its_batch_mates(anodiff: Run, world: Any, i
     np.testing.assert_array_equal(
         pixels(tmp_path / "all" / "images" / "i001.png"), pixels(tmp_path / "one" / "images" / "i001.png")
     )
+
+
+def test_a_model_that_resizes_nothing_denoises_every_size(anodiff: Run, world: Any, tmp_path: Path) -> None:
+    model = load(world.raw)
+    model.config = model.config.model_copy(
+        update={"preprocess": model.config.preprocess.model_copy(update={"resize": "none"})}
+    )
+    model.save(tmp_path / "native.safetensors")
+    (tmp_path / "in").mkdir()
+    noisy = [np.random.default_rng(n).integers(0, 256, size).astype(np.uint8) for n, size in enumerate(SIZES)]
+    for n, values in enumerate(noisy):
+        Image.fromarray(values).save(tmp_path / "in" / f"i{n}.png")
+    arguments = ("--sigma", "0.3", "--npy", "--output", tmp_path / "out", *QUICK)
+    assert anodiff("denoise", tmp_path / "native.safetensors", tmp_path / "in", *arguments) == 0
+    restorer = Restorer(load(tmp_path / "native.safetensors"), device="cpu")
+    for n, values in enumerate(noisy):
+        alone = restorer.denoise(torch.from_numpy(values / 127.5 - 1)[None, None].float(), 0.3).images[0, 0]
+        found = np.load(tmp_path / "out" / "arrays" / f"i{n}.npy").reshape(values.shape)
+        np.testing.assert_allclose(found, (alone.numpy() + 1) * 127.5, atol=2e-3)
+    assert anodiff("score", tmp_path / "native.safetensors", tmp_path / "in", "--output", tmp_path / "s") == 1
+    rows = world.read_table(tmp_path / "s" / "scores.csv")
+    assert [row["status"] for row in rows] == ["failed", "ok", "failed", "failed"]
+    assert "expected 16x16 pixels, since this model resizes nothing" in rows[0]["error"]
 
 
 @pytest.mark.parametrize(

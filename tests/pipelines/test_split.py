@@ -53,7 +53,7 @@ def test_a_split_by_patients_is_written_told_and_read_again(
     said = capfd.readouterr()
     assert "layout classes; a new split by seed 1; 15 groups are known" in said.err
     rows = rows_of(file)
-    assert list(rows[0]) == ["path", "label", "mask", "group", "split"]
+    assert list(rows[0]) == ["path", "label", "mask", "group", "split", "class"]
     assert len(rows) == 30
     by_split = {name: [row for row in rows if row["split"] == name] for name in ("train", "val", "test", "")}
     assert all(row["label"] == "0" for name in ("train", "val") for row in by_split[name])

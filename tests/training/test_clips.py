@@ -103,6 +103,27 @@ def test_examples_stay_within_their_clip_and_are_the_recorded_change(tiny_recipe
     assert torch.equal(mirrored.context, drawn.context.flip(-1))
 
 
+def test_examples_do_not_see_across_a_gap(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    config = recipe(tiny_recipe, fps=10.0)  # four frames back
+    times = torch.arange(20, dtype=torch.float64) / 10
+    times[9:] += 3.0
+    times[12:] += 3.0
+    clips = clip_set(moving(20, 0), moving(6, 1))
+    clips = ClipSet(clips.frames, clips.lengths, torch.cat([times, clips.times[20:]]), clips.paths, clips.groups)
+    examples = ClipExamples(clips, ClipInput(config.video), config)  # type: ignore[arg-type]
+    assert examples.rows.tolist() == [4, 5, 6, 7, 8, 16, 17, 18, 19, 24, 25]
+    # a clip of which no piece is long enough is left out by name
+    torn = write_clip(tmp_path / "torn", moving(27, 0))
+    for n in (*range(4, 12), *range(16, 24)):
+        (tmp_path / "torn" / f"{n:03d}.png").unlink()
+    whole = write_clip(tmp_path / "whole", moving(9, 0))
+    found = read_clips([ClipRow(torn, fps=10.0), ClipRow(whole, fps=10.0)], config)
+    assert found.paths == (whole,)
+    assert found.failed[0].endswith(
+        "torn: expected at least 5 frames without a gap at the model's rate, found 11 with gaps"
+    )
+
+
 @pytest.mark.parametrize(
     ("mode", "target"),
     [("predict", "change"), ("predict", "frame"), ("joint", "frame"), ("space-time", "frame"), ("difference", "frame")],
