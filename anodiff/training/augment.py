@@ -1,4 +1,4 @@
-"""Augmentation of a batch: one affine map and one gain an image, drawn from numbers the caller supplies."""
+"""Augmentation of a batch: one affine map, window and gain an image, drawn from numbers the caller supplies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def is_identity(settings: AugmentConfig) -> bool:
 def augment(images: Tensor, settings: AugmentConfig, u: Tensor) -> Tensor:
     """Transform (N, C, H, W) in [-1, 1] by ``u`` (N, 8) uniform in [0, 1); the border is repeated outwards.
 
-    The background value of -1 stays -1 under a gain, because the gain acts on the distance from -1.
+    With ``settings.crop`` = (h, w) the result is (N, C, h, w). The background value of -1 stays -1 under a gain, which
+    acts on the distance from -1.
     """
     if is_identity(settings):
         return images
@@ -52,7 +53,23 @@ def augment(images: Tensor, settings: AugmentConfig, u: Tensor) -> Tensor:
         shape = (n, 1, 1, 1)
         images = torch.where((mirror_x < 0).view(shape), images.flip(-1), images)
         images = torch.where((mirror_y < 0).view(shape), images.flip(-2), images)
+    if settings.crop is not None:
+        images = window(images, settings.crop, u[:, 2:4])
+    if settings.transpose:
+        images = torch.where((u[:, 7] < 0.5).view(n, 1, 1, 1), images.mT, images)
     if settings.gain:
         gain = 1 + sign[:, 6] * settings.gain
         images = (images + 1) * gain.view(-1, 1, 1, 1) - 1
     return images
+
+
+def window(images: Tensor, size: tuple[int, int], u: Tensor) -> Tensor:
+    """Windows (N, C, h, w) of images (N, C, H, W), every place as likely: ``u`` (N, 2) uniform in [0, 1) says which."""
+    n, _, height, width = images.shape
+    places = torch.tensor([height - size[0] + 1, width - size[1] + 1], device=images.device)
+    # a float32 below 1, times a count, may round up to the count itself
+    start = torch.minimum((u * places).long(), places - 1)
+    rows = start[:, 0, None] + torch.arange(size[0], device=images.device)
+    columns = start[:, 1, None] + torch.arange(size[1], device=images.device)
+    image = torch.arange(n, device=images.device)
+    return images[image[:, None, None], :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1).contiguous()

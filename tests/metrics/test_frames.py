@@ -195,6 +195,8 @@ def test_reported_events_by_hand() -> None:
     low, high = (end * found["normal_hours"] for end in found["event_false_alarms_per_hour_ci95"])
     assert stats.poisson.sf(1, low) == pytest.approx(0.025)
     assert stats.poisson.cdf(2, high) == pytest.approx(0.025)
+    unseen = clip_scores("b", [np.nan] * 4 + [0.0] * 6, np.zeros(10, dtype=bool), np.arange(10.0))
+    assert evaluate_events([unseen], {})["normal_hours"] == pytest.approx(6 / 3600)
     missed = evaluate_events([clip], {})
     assert missed["event_recall"] == 0
     assert missed["event_delay_s"] is None
