@@ -154,7 +154,10 @@ def unquote_cell(text: str) -> str:
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows as CSV text: text cells safe for spreadsheets, numbers in full precision, None and NaN empty, true/false."""
+    """Rows as CSV text: text cells safe for spreadsheets, None and NaN empty, true/false, numbers in full precision.
+
+    A float64 has the digits that tell it from every other, a float32 those of a float32: 0.3, not 0.30000001192092896.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
@@ -168,6 +171,8 @@ def write_csv(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterab
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, np.float32):
+        return "" if np.isnan(value) else str(value)
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or (isinstance(value, float) and math.isnan(value)):

@@ -33,29 +33,36 @@ PICKLE_MARKS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05
 
 
 def build_network(
-    network: NetworkConfig, channels: int, dims: int = 2, given: int = 0, learned_variance: bool = False
+    network: NetworkConfig,
+    channels: int,
+    dims: int = 2,
+    given: int = 0,
+    learned_variance: bool = False,
+    classes: int = 0,
+    frames: int = 1,
 ) -> nn.Module:
     """The network F(x, c_noise) of a recipe, with fresh weights; ``channels`` are those of the image.
 
     ``given``: channels that it is given beside them. ``learned_variance``: as many again come out, see `Denoiser`.
-    Raises ConfigError for a learned variance of a network of another library.
+    ``classes``: how many it is told apart. ``frames``: that ``channels`` are made of, attended over in time where there
+    are several. Raises ConfigError for these of a network of another library.
     """
     outputs = channels * (2 if learned_variance else 1)
     if network.kind == "unet":
-        from anodiff.networks import UNet
+        from anodiff.networks import SpaceTimeUNet, UNet
 
-        return UNet(
-            channels + given,
-            outputs,
-            dims=dims,
-            channels=network.channels,
-            blocks=network.blocks,
-            attention=network.attention,
-            stem=network.stem,
-            head_channels=network.head_channels,
-            dropout=network.dropout,
-            checkpointing=network.checkpointing,
-        )
+        shape: dict[str, Any] = {
+            "channels": network.channels,
+            "blocks": network.blocks,
+            "attention": network.attention,
+            "stem": network.stem,
+            "head_channels": network.head_channels,
+            "dropout": network.dropout,
+            "checkpointing": network.checkpointing,
+        }
+        if frames > 1:
+            return SpaceTimeUNet(frames, channels, outputs, **shape)
+        return UNet(channels + given, outputs, dims=dims, classes=classes, **shape)
     if network.kind == "dit":
         from anodiff.networks import DiT
 
@@ -69,9 +76,12 @@ def build_network(
             head_channels=network.head_channels,
             dropout=network.dropout,
             checkpointing=network.checkpointing,
+            classes=classes,
         )
     if learned_variance:
         raise ConfigError(f"diffusion.variance learned: expected network.kind unet or dit, found {network.kind!r}")
+    if classes:
+        raise ConfigError(f"conditioning: expected network.kind unet or dit, found {network.kind!r}")
     return build_foreign(network.kind, network.arguments)
 
 
@@ -103,10 +113,21 @@ def build_foreign(kind: str, arguments: Mapping[str, Any]) -> nn.Module:
 def build_denoiser(config: AnodiffConfig) -> Denoiser:
     """The denoiser of a recipe, with fresh weights."""
     diffusion = config.diffusion
-    learned = diffusion.variance == "learned"
+    learned, told = diffusion.variance == "learned", diffusion.given == "image"
     network = build_network(
-        config.network, config.network_channels, config.network_dims, config.context_channels, learned
+        config.network,
+        config.network_channels,
+        config.network_dims,
+        0 if told else config.context_channels,
+        learned,
+        len(config.class_names),
+        1 if config.video is None else config.video.sequence,
     )
+    if told:
+        from anodiff.networks import DiT, ImageConditioned, UNet
+
+        assert isinstance(network, UNet | DiT)
+        network = ImageConditioned(network, config.context_channels, config.network.code)
     if diffusion.schedule == "learned":
         network.add_module("schedule", LearnedSchedule(diffusion.sigma.low, diffusion.sigma.high))
     return Denoiser(
@@ -174,6 +195,12 @@ class DiffusionModel:
             assert isinstance(learned, LearnedSchedule)
             return learned.table(self.config.diffusion.num_steps)
         return schedule_of(self.config)
+
+    @property
+    def normal_denoiser(self) -> Denoiser:
+        """The denoiser of normal images: that of the normal class, where the model knows classes."""
+        conditioning = self.config.conditioning
+        return self.denoiser if conditioning is None else self.denoiser.of_class(conditioning.normal_index)
 
     @property
     def parameters(self) -> int:

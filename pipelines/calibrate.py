@@ -10,7 +10,8 @@ import typer
 
 from anodiff.errors import DataError
 from anodiff.pipelines.common import (
-    BatchSize,
+    IMAGES_AT_ONCE,
+    AnyBatch,
     Device,
     GroupBy,
     Layout,
@@ -60,7 +61,7 @@ def main(
     group_by: GroupBy = "",
     device: Device = "auto",
     precision: Precision = "auto",
-    batch_size: BatchSize = 16,
+    batch_size: AnyBatch = None,
     seed: Seed = 0,
     set_: Set = None,
 ) -> None:
@@ -96,7 +97,7 @@ def run(
     group_by: str = "",
     device: str = "auto",
     precision: str = "auto",
-    batch_size: int = 16,
+    batch_size: int | None = None,
     seed: int = 0,
     overrides: list[str] | None = None,
     quiet: bool = False,
@@ -111,7 +112,7 @@ def run(
     if model.config.video is not None:
         return clip_calibration.run(
             model, normals, output, preset=preset, allow_trained=allow_trained, layout=layout, device=device,
-            precision=precision, batch_size=batch_size, seed=seed, quiet=quiet,
+            precision=precision, batch_size=batch_size or IMAGES_AT_ONCE, seed=seed, quiet=quiet,
         )  # fmt: skip
     if volume_scoring.concerns(model, [str(normals)]):
         known = model.provenance.get("channels", ())
@@ -132,7 +133,9 @@ def run(
         quiet=quiet,
     )
     limits = model.config.calibration
-    calibration = fit(detector, known.deciding, known.fitting, limits, batch_size=batch_size, quiet=quiet)
+    calibration = fit(
+        detector, known.deciding, known.fitting, limits, batch_size=batch_size or IMAGES_AT_ONCE, quiet=quiet
+    )
     store_calibration(model, detector.name, calibration)
     model.save(output)
     for note in (*detector.notes, *known.notes):

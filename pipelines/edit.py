@@ -1,4 +1,4 @@
-"""anodiff edit: images re-imagined from a noise level down (SDEdit), as a whole or inside a mask."""
+"""anodiff edit: images re-imagined from a noise level down (SDEdit) or in another class, whole or inside a mask."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anodiff.errors import ConfigError
-from anodiff.pipelines.common import BatchSize, Device, Model, Output, Overwrite, Precision, Seed, Set, open_model
+from anodiff.pipelines.common import COMMON, Common, Model, Output, open_model, with_common
 from anodiff.pipelines.restoring_options import OPEN_KEYS, Box, Inputs, MaskFile, Npy, Sampler, Steps
 
 if TYPE_CHECKING:
@@ -20,36 +20,44 @@ if TYPE_CHECKING:
     from anodiff.restoration import Restored
 
 
+@with_common
 def main(
     model: Model,
     inputs: Inputs,
     output: Output,
+    common: Common,
     sigma: Annotated[
         float | None, typer.Option(help="Noise level in units of [-1, 1]: 0.5 to 1 keeps the layout, 2 little of it.")
     ] = None,
     strength: Annotated[float | None, typer.Option(help="The same as a share of the schedule's steps, 0 to 1.")] = None,
     mask: MaskFile = None,
     box: Box = None,
+    class_: Annotated[str | None, typer.Option("--class", help="The class that the images shall be of.")] = None,
+    from_class: Annotated[str | None, typer.Option(help="The class that they are of, where known.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="Weight of the class: 1 as it is, more beyond it; 3 by default.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(help="With --class: inversion (deterministic, the default) or noise.")
+    ] = None,
     steps: Steps = 32,
     sampler: Sampler = None,
     npy: Npy = False,
-    overwrite: Overwrite = False,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    batch_size: BatchSize = 16,
-    seed: Seed = 0,
-    set_: Set = None,
 ) -> None:
     """Edit images: OUTPUT/images/ on their own grid and in their own values, results.csv and report.html.
 
     Noise is put on and taken off again by the model: what the level drowns becomes what the model has learnt. With a
     mask only the white part changes, and pixels outside are written as they were read.
 
+    With --class, of a model trained with classes: what would the images look like in that one? The difference is in
+    maps/ in the file's values (input minus result), in heatmaps/ on one scale, and in results.csv.
+
     \b
     Examples:
       anodiff edit model.safetensors sketches/ --sigma 0.5 --output out/edited
       anodiff edit model.safetensors scan.png --sigma 1 --mask lesion.png --output out/edited
       anodiff edit model.safetensors scan.png --strength 0.3 --box 40,52,24,24 --output out/edited
+      anodiff edit model.safetensors scans/ --class healthy --from-class diseased --sigma 1 --output out/healthy
     """
     summary = run(
         model,
@@ -59,15 +67,14 @@ def main(
         strength=strength,
         mask=mask,
         box=box,
+        class_=class_,
+        from_class=from_class,
+        guidance=guidance,
+        start=start,
         steps=steps,
         sampler=sampler,
         npy=npy,
-        overwrite=overwrite,
-        device=device,
-        precision=precision,
-        batch_size=batch_size,
-        seed=seed,
-        overrides=set_,
+        common=common,
     )
     raise typer.Exit(summary.exit_code)
 
@@ -81,27 +88,33 @@ def run(
     strength: float | None = None,
     mask: Path | None = None,
     box: str | None = None,
+    class_: str | None = None,
+    from_class: str | None = None,
+    guidance: float | None = None,
+    start: str | None = None,
     steps: int = 32,
     sampler: str | None = None,
     npy: bool = False,
-    overwrite: bool = False,
-    device: str = "auto",
-    precision: str = "auto",
-    batch_size: int = 16,
-    seed: int = 0,
-    overrides: list[str] | None = None,
-    quiet: bool = False,
+    common: Common = COMMON,
 ) -> Summary:
     """Edit `inputs` with a model file; returns what was done. Errors of the run as a whole are AnodiffErrors."""
+    from anodiff.pipelines import counterfactual
     from anodiff.pipelines.restoring import RestoringJob, run_restoring
     from anodiff.pipelines.restoring_masks import mask_settings, mask_source
     from anodiff.restoration import Restorer
 
     if (sigma is None) == (strength is None):
         raise ConfigError("edit: expected exactly one of --sigma and --strength")
-    model = open_model(model_path, overrides, OPEN_KEYS)
+    target = counterfactual.Target(class_ or "", guidance, from_class, start)
+    if class_ is not None:
+        return counterfactual.run(
+            model_path, inputs, output, target,
+            sigma=sigma, strength=strength, mask=mask, box=box, steps=steps, sampler=sampler, npy=npy, common=common,
+        )  # fmt: skip
+    counterfactual.refuse_alone(target)
+    model = open_model(model_path, common.overrides, OPEN_KEYS)
     source = mask_source(mask, box, model.config.preprocess.max_pixels)
-    restorer = Restorer(model, device=device, precision=precision, steps=steps, sampler=sampler, seed=seed)
+    restorer = Restorer(model, steps=steps, sampler=sampler, **common.computing)
     restorer.edit_level(sigma, strength)
 
     def task(batch: Batch) -> tuple[Restored, Tensor | None]:
@@ -115,7 +128,5 @@ def run(
         inputs,
         {"sigma": sigma, "strength": strength, **mask_settings(mask, box)},
         name="edit",
-        overwrite=overwrite,
-        batch_size=batch_size,
-        quiet=quiet,
+        common=common,
     )

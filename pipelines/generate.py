@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from anodiff.pipelines.common import BatchSize, Device, Model, Output, Overwrite, Precision, Seed, Set, open_model
+from anodiff.pipelines.common import COMMON, Common, Model, Output, open_model, say, with_common
 from anodiff.pipelines.restoring_options import OPEN_KEYS, Npy, Sampler, Steps
 
 if TYPE_CHECKING:
@@ -21,10 +21,16 @@ if TYPE_CHECKING:
 
 
 class GenerateJob:
-    """An item is the number of an image: read -> its number, compute -> float32 (h, w, C) in [-1, 1] and the cost."""
+    """An item is the number of an image: read -> its number, compute -> float32 (h, w, C) in [-1, 1] and the cost.
 
-    def __init__(self, restorer: Restorer, folder: Path, npy: bool) -> None:
-        self.restorer, self.folder, self.npy = restorer, folder, npy
+    of: the class and its guidance, as `Restorer.generate` takes them.
+    """
+
+    def __init__(self, restorer: Restorer, folder: Path, npy: bool, of: Mapping[str, Any]) -> None:
+        self.restorer, self.folder, self.npy, self.of = restorer, folder, npy, of
+
+    #: what the user should know, one sentence each
+    notes: tuple[str, ...] = ()
 
     def read(self, item: Item) -> int:
         """Nothing is read."""
@@ -35,7 +41,7 @@ class GenerateJob:
         import time
 
         began = time.monotonic()
-        made = self.restorer.generate(batch)
+        made = self.restorer.generate(batch, **self.of)
         seconds = (time.monotonic() - began) / len(batch)
         return [(image.permute(1, 2, 0).numpy(), made.nfe, seconds) for image in made.images]
 
@@ -59,43 +65,43 @@ class GenerateJob:
         return lambda: (None, display_image(read_values(self.folder / row["image"]), 0.0, 255.0))
 
 
+@with_common
 def main(
     model: Model,
     output: Output,
-    count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many images.")] = 16,
+    common: Common,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many images, or volumes.")] = 16,
+    class_: Annotated[str | None, typer.Option("--class", help="The class that they are of.")] = None,
+    guidance: Annotated[
+        float, typer.Option(min=0, help="Weight of the class: 1 draws it as it is, more what is surest of it.")
+    ] = 1.0,
     steps: Steps = 32,
     sampler: Sampler = None,
     npy: Npy = False,
-    overwrite: Overwrite = False,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    batch_size: BatchSize = 16,
-    seed: Seed = 0,
-    set_: Set = None,
 ) -> None:
-    """Generate images: OUTPUT/images/, results.csv and report.html.
+    """Generate images or volumes: OUTPUT/images/, results.csv and report.html.
 
     Image k of a seed is always the same, however many are made; more can be added by a larger -n. The PNGs show the
-    model's range [-1, 1] as black to white.
+    model's range [-1, 1] as black to white. A model of 3-D patches makes volumes, one that sees neighbouring slices
+    makes slabs: float32 NIfTI in [-1, 1], with the orientation and the spacing of the recipe.
 
     \b
     Examples:
       anodiff generate model.safetensors -n 16 --seed 0 --output out/new
+      anodiff generate model3d.safetensors -n 2 --output out/volumes
+      anodiff generate model.safetensors --class diseased --guidance 2 --output out/diseased
       anodiff generate model.safetensors -n 64 --steps 100 --sampler ancestral --npy --output out/more
     """
     summary = run(
         model,
         output,
         count,
+        class_=class_,
+        guidance=guidance,
         steps=steps,
         sampler=sampler,
         npy=npy,
-        overwrite=overwrite,
-        device=device,
-        precision=precision,
-        batch_size=batch_size,
-        seed=seed,
-        overrides=set_,
+        common=common,
     )
     raise typer.Exit(summary.exit_code)
 
@@ -105,27 +111,30 @@ def run(
     output: Path,
     count: int = 16,
     *,
+    class_: str | None = None,
+    guidance: float = 1.0,
     steps: int = 32,
     sampler: str | None = None,
     npy: bool = False,
-    overwrite: bool = False,
-    device: str = "auto",
-    precision: str = "auto",
-    batch_size: int = 16,
-    seed: int = 0,
-    overrides: list[str] | None = None,
-    quiet: bool = False,
+    common: Common = COMMON,
 ) -> Summary:
     """Generate ``count`` images of a model file; returns what was done. Errors of the run are AnodiffErrors."""
     from anodiff.engine.store import Item
     from anodiff.pipelines.restoring import chain_settings, run_items
+    from anodiff.pipelines.volume_generating import VolumeGenerateJob, makes_volumes
     from anodiff.restoration import Restorer
+    from anodiff.restoration.counterfactual import check_class
 
-    model = open_model(model_path, overrides, OPEN_KEYS)
-    restorer = Restorer(model, device=device, precision=precision, steps=steps, sampler=sampler, seed=seed)
-    job = GenerateJob(restorer, output, npy)
-    items = [Item(f"{number:06d}", f"seed {seed}, number {number}", number) for number in range(count)]
-    settings = {**chain_settings(model_path, model, restorer), "npy": npy}
+    model = open_model(model_path, common.overrides, OPEN_KEYS)
+    restorer = Restorer(model, steps=steps, sampler=sampler, **common.computing)
+    check_class(restorer, class_, guidance)
+    volumes = makes_volumes(model, npy)
+    of = {"label": class_, "guidance": guidance}
+    job = VolumeGenerateJob(model, restorer, output, of) if volumes else GenerateJob(restorer, output, npy, of)
+    for note in job.notes:
+        say(f"note: {note}", common.quiet)
+    items = [Item(f"{number:06d}", f"seed {common.seed}, number {number}", number) for number in range(count)]
+    settings = {"class": class_, "guidance": guidance, **chain_settings(model_path, model, restorer), "npy": npy}
     return run_items(
         job,
         items,
@@ -133,9 +142,8 @@ def run(
         output,
         settings,
         name="generate",
-        overwrite=overwrite,
-        batch_size=batch_size,
+        common=common,
         workers=model.config.engine.workers,
-        quiet=quiet,
         pictures=job.pictures,
+        unit="volumes" if volumes else "images",
     )

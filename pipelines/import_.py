@@ -50,6 +50,11 @@ def main(
     if recipe.network.kind not in ("monai", "diffusers"):
         found = recipe.network.kind
         raise ConfigError(f"{config}: expected network.kind monai or diffusers for foreign weights, found {found!r}")
+    if recipe.preprocess.intensity.kind == "nyul" and recipe.preprocess.intensity.standard is None:
+        raise ConfigError(
+            f"{config}: preprocess.intensity of kind nyul needs the standard scale that the weights were trained with: "
+            "expected preprocess.intensity.standard, found none"
+        )
     denoiser = build_denoiser(recipe)
     source = weights_file(weights)
     put_weights(denoiser, read_weights(source), source)

@@ -77,6 +77,9 @@ def text_of(model: DiffusionModel, facts: dict[str, Any]) -> str:
         f"  diffusion   {diffusion.prediction} prediction, schedule {diffusion.schedule}, {diffusion.noise} noise",
         f"  anomalies   {'brighter or darker' if config.polarity == 'both' else config.polarity} than normal",
     ]
+    if config.conditioning is not None:
+        normal = config.class_names[config.conditioning.normal_index]
+        lines.append(f"  classes     {', '.join(config.class_names)}; a detector holds images against {normal}")
     lines += [f"  {name:<11} {value}" for name, value in flatten(model.provenance)]
     if not facts["calibrations"]:
         return "\n".join([*lines, "not calibrated: scores are raw until `anodiff calibrate` has seen normal images"])

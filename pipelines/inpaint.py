@@ -9,23 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anodiff.errors import ConfigError
-from anodiff.pipelines.common import (
-    BatchSize,
-    Device,
-    Model,
-    Output,
-    Overwrite,
-    Precision,
-    Preset,
-    Seed,
-    Set,
-    open_model,
-)
-from anodiff.pipelines.restoring_options import OPEN_KEYS, Box, Inputs, MaskFile, Npy, Sampler, Solver, Steps
+from anodiff.pipelines.common import COMMON, Common, Model, Output, Preset, with_common
+from anodiff.pipelines.restoring_options import Inputs, Npy, Sampler, Solver, Steps
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
+    from anodiff.data.volumes.preprocess import PreparedVolume
+    from anodiff.data.volumes.volume import Volume
     from anodiff.engine.loop import Summary
     from anodiff.model import DiffusionModel
     from anodiff.pipelines.restoring import Batch
@@ -35,12 +28,23 @@ if TYPE_CHECKING:
 NORMAL_SHARE = 0.99
 
 
+@with_common
 def main(
     model: Model,
     inputs: Inputs,
     output: Output,
-    mask: MaskFile = None,
-    box: Box = None,
+    common: Common,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE|FOLDER",
+            help="One mask for all, or a folder of <name>.png, of volumes <name>.nii.gz; white = True.",
+        ),
+    ] = None,
+    box: Annotated[
+        str | None,
+        typer.Option(metavar="Y,X,H,W", help="A box in pixels of the file; of volumes Z,Y,X,D,H,W."),
+    ] = None,
     where_anomalous: Annotated[
         bool, typer.Option("--where-anomalous", help="Where the model's map exceeds what 1 % of normal pixels do.")
     ] = False,
@@ -49,23 +53,21 @@ def main(
     steps: Steps = 32,
     sampler: Sampler = None,
     npy: Npy = False,
-    overwrite: Overwrite = False,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    batch_size: BatchSize = 16,
-    seed: Seed = 0,
-    set_: Set = None,
 ) -> None:
-    """Fill holes: OUTPUT/images/ on their own grid and in their own values, results.csv and report.html.
+    """Fill holes of images or volumes: OUTPUT/images/ on their own grid and in their own values, and report.html.
 
     What a hole holds is not looked at, and pixels outside it are written as they were read. A folder of masks may have
     subfolders like those of the images. With --where-anomalous the (calibrated) detector looks at all of the image,
     finds the holes and writes them to OUTPUT/masks/.
 
+    Volumes (NIfTI, MGH, folders of DICOM) become NIfTI on their own grid, and have masks of the same grid. A model of
+    slices fills them one by one, along the first of its axes.
+
     \b
     Examples:
       anodiff inpaint model.safetensors scans/ --mask masks/ --output out/filled
       anodiff inpaint model.safetensors scan.png --box 40,52,24,24 --output out/filled
+      anodiff inpaint model3d.safetensors scan.nii.gz --mask lesion.nii.gz --output out/filled
       anodiff inpaint model.safetensors scans/ --where-anomalous --output out/pseudo-healthy
     """
     summary = run(
@@ -80,12 +82,7 @@ def main(
         steps=steps,
         sampler=sampler,
         npy=npy,
-        overwrite=overwrite,
-        device=device,
-        precision=precision,
-        batch_size=batch_size,
-        seed=seed,
-        overrides=set_,
+        common=common,
     )
     raise typer.Exit(summary.exit_code)
 
@@ -103,67 +100,94 @@ def run(
     steps: int = 32,
     sampler: str | None = None,
     npy: bool = False,
-    overwrite: bool = False,
-    device: str = "auto",
-    precision: str = "auto",
-    batch_size: int = 16,
-    seed: int = 0,
-    overrides: list[str] | None = None,
-    quiet: bool = False,
+    common: Common = COMMON,
 ) -> Summary:
     """Inpaint `inputs` with a model file; returns what was done. Errors of the run as a whole are AnodiffErrors."""
     import torch
 
     from anodiff.pipelines.restoring import RestoringJob, run_restoring
     from anodiff.pipelines.restoring_masks import mask_settings, mask_source
+    from anodiff.pipelines.volume_masks import volume_mask_settings, volume_mask_source
+    from anodiff.pipelines.volume_restoring import open_restoring, run_volumes
+    from anodiff.pipelines.volume_restoring_job import VolumeRestoringJob
     from anodiff.restoration import Mask, Restorer
+    from anodiff.restoration.arguments import shape_of
 
     if (mask is not None) + (box is not None) + where_anomalous != 1:
         raise ConfigError("inpaint: expected exactly one of --mask, --box and --where-anomalous")
     if preset is not None and not where_anomalous:
         raise ConfigError("--preset: expected --where-anomalous, of whose detector it is, found --mask or --box")
-    model = open_model(model_path, overrides, OPEN_KEYS)
-    config = model.config.preprocess
-    source = mask_source(mask, box, config.max_pixels)
-    restorer = Restorer(model, device=device, precision=precision, steps=steps, sampler=sampler, seed=seed)
-    restorer.check(Mask(torch.zeros(config.size, dtype=torch.bool)), (config.channels, *config.size), solver=solver)
-    settings: dict[str, Any] = {**mask_settings(mask, box), "solver": solver}
-    find: Callable[[Batch], Tensor] | None = None
-    if where_anomalous:
-        find, found_by = _detector(model, preset, device, precision, seed)
-        settings |= {"where_anomalous": True, **found_by}
+    model, volumes = open_restoring(model_path, inputs, common)
+    shape = shape_of(model.config)
+    assert shape is not None
+    restorer = Restorer(model, steps=steps, sampler=sampler, **common.computing)
+    restorer.check(Mask(torch.zeros(shape[1:], dtype=torch.bool)), shape, solver=solver)
+    settings: dict[str, Any] = {"solver": solver}
+    given = (model_path, model, restorer, inputs, settings)
+    if volumes:
+        mask_of = volume_mask_source(mask, box)
+        settings |= volume_mask_settings(mask, box)
+        found = _volume_detector(model, preset, common, settings) if where_anomalous else None
+
+        def fill(batch: Batch) -> tuple[Restored, Tensor | None]:
+            assert batch.masks is not None
+            return restorer.inpaint(batch.images, batch.masks, solver=solver), None
+
+        volume_job = VolumeRestoringJob(
+            model, fill, output, mask_of=mask_of, find=found, average=False,
+            at_once=common.images_at_once,
+        )  # fmt: skip
+        return run_volumes(volume_job, *given, name="inpaint", common=common, npy=npy)
+    source = mask_source(mask, box, model.config.preprocess.max_pixels)
+    settings |= mask_settings(mask, box)
+    find = _detector(model, preset, common, settings) if where_anomalous else None
 
     def task(batch: Batch) -> tuple[Restored, Tensor | None]:
         masks = batch.masks if find is None else find(batch)
         assert masks is not None
         return restorer.inpaint(batch.images, masks, solver=solver), None if find is None else masks
 
-    return run_restoring(
-        RestoringJob(model, task, output, mask_of=source, npy=npy, blind=True),
-        model_path,
-        model,
-        restorer,
-        inputs,
-        settings,
-        name="inpaint",
-        overwrite=overwrite,
-        batch_size=batch_size,
-        quiet=quiet,
-    )
+    job = RestoringJob(model, task, output, mask_of=source, npy=npy, blind=True)
+    return run_restoring(job, *given, name="inpaint", common=common)
 
 
 def _detector(
-    model: DiffusionModel, preset: str | None, device: str, precision: str, seed: int
-) -> tuple[Callable[[Batch], Tensor], dict[str, Any]]:
-    """Masks (N, h, w) of where a batch is anomalous, and the settings that they depend on."""
+    model: DiffusionModel, preset: str | None, common: Common, settings: dict[str, Any]
+) -> Callable[[Batch], Tensor]:
+    """What finds masks (N, h, w) of where a batch is anomalous; ``settings`` learns what they depend on."""
     from anodiff.anomaly import AnomalyDetector
 
-    detector = AnomalyDetector(model, preset or model.config.preset, device=device, precision=precision, seed=seed)
+    detector = AnomalyDetector(model, preset or model.config.preset, **common.computing)
     if detector.calibration is None:
-        raise ConfigError(f"--where-anomalous: expected a calibrated model, found: {detector.notes[0]}")
+        raise _not_calibrated(detector.notes[0])
     threshold = detector.calibration.pixel_quantiles[NORMAL_SHARE]
+    settings |= {"where_anomalous": True, "preset": detector.name, "threshold": threshold}
 
     def find(batch: Batch) -> Tensor:
         return detector(batch.images, batch.foreground).maps > threshold
 
-    return find, {"preset": detector.name, "threshold": threshold}
+    return find
+
+
+def _volume_detector(
+    model: DiffusionModel, preset: str | None, common: Common, settings: dict[str, Any]
+) -> Callable[[PreparedVolume, Volume], NDArray[np.bool_]]:
+    """What finds the mask (I, J, K) of where a volume is anomalous, on the model's grid; see `_detector`."""
+    from anodiff.anomaly.volumes import VolumeDetector
+
+    detector = VolumeDetector(model, preset or model.config.preset, **common.computing)
+    detector.check()
+    quantiles = detector.voxel_quantiles
+    if quantiles is None:
+        raise _not_calibrated(detector.notes[0])
+    settings |= {"where_anomalous": True, "preset": detector.name, "threshold": quantiles[NORMAL_SHARE]}
+
+    def find(prepared: PreparedVolume, volume: Volume) -> NDArray[np.bool_]:
+        result = detector(prepared, volume)
+        return (result.map > quantiles[NORMAL_SHARE]) & result.inside
+
+    return find
+
+
+def _not_calibrated(note: str) -> ConfigError:
+    return ConfigError(f"--where-anomalous: expected a calibrated model, found: {note}")

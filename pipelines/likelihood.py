@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anodiff.errors import ConfigError, DataError
-from anodiff.pipelines.common import BatchSize, Device, Model, Output, Overwrite, Precision, Seed, Set, open_model, say
+from anodiff.pipelines.common import COMMON, Common, Model, Output, open_model, say, with_common
 from anodiff.pipelines.restoring_options import OPEN_KEYS, Inputs
 
 if TYPE_CHECKING:
@@ -28,10 +28,12 @@ FLOAT_BIN = 2 / 255
 SIGMA_MIN = 2 / 255
 
 
+@with_common
 def main(
     model: Model,
     inputs: Inputs,
     output: Output,
+    common: Common,
     estimate: Annotated[str, typer.Option(help="continuous (bound), discrete (bound) or flow.")] = "continuous",
     levels: Annotated[int, typer.Option(min=2, help="Noise levels of a bound, steps of the flow's solver.")] = 64,
     solver: Annotated[str, typer.Option(help="Of the flow: heun (2 calls a step) or rk4 (4).")] = "rk4",
@@ -48,12 +50,6 @@ def main(
         Path | None,
         typer.Option(help="OUTPUT of an earlier run, the same otherwise, over normal images: adds an anomaly score."),
     ] = None,
-    overwrite: Overwrite = False,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    batch_size: BatchSize = 16,
-    seed: Seed = 0,
-    set_: Set = None,
 ) -> None:
     """Likelihood of images: OUTPUT/results.csv in bits per dimension, levels.csv and report.html.
 
@@ -70,8 +66,7 @@ def main(
     summary = run(
         model, inputs, output,
         estimate=estimate, levels=levels, solver=solver, probes=probes, sigma_min=sigma_min, bin_width=bin_width,
-        reference=reference, overwrite=overwrite, device=device, precision=precision, batch_size=batch_size, seed=seed,
-        overrides=set_,
+        reference=reference, common=common,
     )  # fmt: skip
     raise typer.Exit(summary.exit_code)
 
@@ -88,13 +83,7 @@ def run(
     sigma_min: float | None = None,
     bin_width: float = FLOAT_BIN,
     reference: Path | None = None,
-    overwrite: bool = False,
-    device: str = "auto",
-    precision: str = "auto",
-    batch_size: int = 16,
-    seed: int = 0,
-    overrides: list[str] | None = None,
-    quiet: bool = False,
+    common: Common = COMMON,
 ) -> Summary:
     """Measure `inputs` with a model file; returns what was done. Errors of the run as a whole are AnodiffErrors."""
     from anodiff.data.layouts import expand_inputs
@@ -108,12 +97,12 @@ def run(
     from anodiff.pipelines.scoring import items_of_paths
     from anodiff.restoration.gradients import GradientDenoiser
 
-    model = open_model(model_path, overrides, OPEN_KEYS)
-    settings = settings_of(model, estimate, levels, solver, probes, sigma_min, bin_width, seed)
-    denoiser = GradientDenoiser(model.denoiser, device, precision, model.config.engine.network_batch)
+    model = open_model(model_path, common.overrides, OPEN_KEYS)
+    settings = settings_of(model, estimate, levels, solver, probes, sigma_min, bin_width, common.seed)
+    denoiser = GradientDenoiser(model.denoiser, common.device, common.precision, model.config.engine.network_batch)
     job = LikelihoodJob(model, denoiser, settings)
     if estimate == "discrete":
-        say(f"{model.schedule.name}: {len(job.discrete_levels())} levels", quiet)
+        say(f"{model.schedule.name}: {len(job.discrete_levels())} levels", common.quiet)
     normals = None if reference is None else reference_terms(reference)
     items = items_of_paths(outside(expand_inputs(inputs), output))
     facts = {
@@ -125,18 +114,24 @@ def run(
         "network_batch": denoiser.network_batch,
         "preprocess": model.config.preprocess.model_dump(mode="json"),
     }
-    with ResultStore.open(output, {"job": "likelihood", **facts}, overwrite=overwrite) as store:
-        with Progress(len(items), "images", "likelihood", quiet=quiet) as progress:
+    with ResultStore.open(output, {"job": "likelihood", **facts}, overwrite=common.overwrite) as store:
+        with Progress(len(items), "images", "likelihood", quiet=common.quiet) as progress:
             summary = run_job(
-                job, items, store, workers=model.config.engine.workers, batch_size=batch_size, progress=progress
+                job,
+                items,
+                store,
+                workers=model.config.engine.workers,
+                batch_size=common.images_at_once,
+                progress=progress,
             )
         rows = write_tables(output, store, items, normals)
         if not summary.interrupted:
             shown = {key: value for key, value in facts.items() if key != "preprocess"}
             shown |= {"images": summary.ok, "failed": summary.failed, **mean_bits(rows)}
             write_report(output, {**shown, **describe(denoiser.device, denoiser.precision)}, job, items, rows)
-    say(summary.sentence(), quiet)
-    say(f"wrote {output / 'results.csv'}" + ("" if summary.interrupted else f" and {output / 'report.html'}"), quiet)
+    say(summary.sentence(), common.quiet)
+    page = "" if summary.interrupted else f" and {output / 'report.html'}"
+    say(f"wrote {output / 'results.csv'}{page}", common.quiet)
     return summary
 
 
@@ -162,9 +157,15 @@ def settings_of(
             f"likelihood: expected a model trained with gaussian noise, for which -log p is known, found one with "
             f"{model.config.diffusion.noise} noise"
         )
-    if model.config.diffusion.noise_where != "all":
+    if model.config.diffusion.noise_where != "all" or model.config.diffusion.mask != "none":
         raise ConfigError(
-            "likelihood: expected a model trained with noise everywhere, found one of the foreground only"
+            "likelihood: expected a model trained with noise everywhere and nothing else, found noise_where "
+            f"{model.config.diffusion.noise_where} and mask {model.config.diffusion.mask}"
+        )
+    if model.config.preprocess.intensity.kind == "nyul":
+        raise ConfigError(
+            "likelihood: expected intensities that are a line of the stored values, whose bins are of one width, found "
+            "kind nyul"
         )
     names = {"estimate": (estimate, ("continuous", "discrete", "flow")), "solver": (solver, tuple(TABLEAUS))}
     for name, (value, known) in names.items():

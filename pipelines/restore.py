@@ -8,54 +8,55 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from anodiff.errors import ConfigError
-from anodiff.pipelines.common import BatchSize, Device, Model, Output, Overwrite, Precision, Seed, Set, open_model
-from anodiff.pipelines.restoring_options import OPEN_KEYS, Inputs, Npy, Sampler, Solver, Steps
+from anodiff.errors import ConfigError, InputError
+from anodiff.pipelines.common import COMMON, Common, Model, Output, open_model, with_common
+from anodiff.pipelines.restoring_options import OPEN_KEYS, SOLVER_NAMES, Inputs, Npy, Sampler, Steps
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from anodiff.data.readers import RawImage
     from anodiff.engine.loop import Summary
     from anodiff.pipelines.restoring import Batch
     from anodiff.restoration import Operator, Restored
 
 
+@with_common
 def main(
     model: Model,
     inputs: Inputs,
     output: Output,
+    common: Common,
     operator: Annotated[
         str,
         typer.Option(
             metavar="OPERATOR",
             help="superres:2, blur:gaussian:1.5, blur:motion:9:30, slices:every:2, slices:missing:3, kspace:4x, "
-            "mask:FILE.",
+            "jpeg:30, mask:FILE.",
         ),
     ],
-    solver: Solver = "matched",
+    solver: Annotated[
+        str | None,
+        typer.Option(help=f"One of {', '.join(SOLVER_NAMES)}.", show_default="matched; of jpeg projected"),
+    ] = None,
     sigma_y: Annotated[float, typer.Option(min=0, help="Noise of the measurement, in units of [-1, 1].")] = 0.0,
     steps: Steps = 32,
     sampler: Sampler = None,
     npy: Npy = False,
-    overwrite: Overwrite = False,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    batch_size: BatchSize = 16,
-    seed: Seed = 0,
-    set_: Set = None,
 ) -> None:
     """Undo a known loss: OUTPUT/images/ in the inputs' own values, results.csv and report.html.
 
     INPUT is what the operator left: the small image (superres; the result is so much larger), the blurred one (blur;
     widths in pixels of the model's grid), the one with rows missing (slices) or holes (mask), the zero-filled
-    reconstruction (kspace; the sampled lines are taken back from it). Files for slices and kspace have the
-    model's own size.
+    reconstruction (kspace; the sampled lines are taken back from it), the decoded grey picture (jpeg, of that quality).
+    Files for slices, kspace and jpeg have the model's own size.
 
     \b
     Examples:
       anodiff restore model.safetensors small/ --operator superres:2 --output out/large
       anodiff restore model.safetensors blurred/ --operator blur:gaussian:1.5 --sigma-y 0.02 --output out/sharp
       anodiff restore model.safetensors scans/ --operator kspace:4x --solver proximal --output out/full
+      anodiff restore model.safetensors photos/ --operator jpeg:30 --output out/unblocked
     """
     summary = run(
         model,
@@ -67,12 +68,7 @@ def main(
         steps=steps,
         sampler=sampler,
         npy=npy,
-        overwrite=overwrite,
-        device=device,
-        precision=precision,
-        batch_size=batch_size,
-        seed=seed,
-        overrides=set_,
+        common=common,
     )
     raise typer.Exit(summary.exit_code)
 
@@ -83,25 +79,20 @@ def run(
     output: Path,
     operator: str,
     *,
-    solver: str = "matched",
+    solver: str | None = None,
     sigma_y: float = 0.0,
     steps: int = 32,
     sampler: str | None = None,
     npy: bool = False,
-    overwrite: bool = False,
-    device: str = "auto",
-    precision: str = "auto",
-    batch_size: int = 16,
-    seed: int = 0,
-    overrides: list[str] | None = None,
-    quiet: bool = False,
+    common: Common = COMMON,
 ) -> Summary:
     """Restore `inputs` with a model file; returns what was done. Errors of the run as a whole are AnodiffErrors."""
     import torch
 
     from anodiff.pipelines.restoring import RestoringJob, run_restoring
     from anodiff.pipelines.restoring_masks import mask_settings, mask_source
-    from anodiff.restoration import KSpace, Mask, Restorer, Slices, SuperResolution
+    from anodiff.restoration import Jpeg, KSpace, Mask, Restorer, Slices, SuperResolution
+    from anodiff.restoration.arguments import solver_name
     from anodiff.restoration.parse import parse_operator
 
     name, _, file = operator.partition(":")
@@ -109,10 +100,16 @@ def run(
         raise ConfigError(f"--operator: expected mask:FILE, found {operator!r}")
     mask = Path(file) if name == "mask" else None
     known = None if mask is not None else parse_operator(operator)
-    model = open_model(model_path, overrides, OPEN_KEYS)
+    model = open_model(model_path, common.overrides, OPEN_KEYS)
     config = model.config.preprocess
+    solver = solver_name(solver, known or Mask(torch.zeros(config.size, dtype=torch.bool)))
+    if isinstance(known, Jpeg) and config.intensity.kind != "unit_range":
+        raise ConfigError(
+            f"--operator jpeg: expected a model whose intensities are those of the file (unit_range), found "
+            f"{config.intensity.kind}"
+        )
     source = mask_source(mask, None, config.max_pixels)
-    restorer = Restorer(model, device=device, precision=precision, steps=steps, sampler=sampler, seed=seed)
+    restorer = Restorer(model, steps=steps, sampler=sampler, **common.computing)
 
     def task(batch: Batch) -> tuple[Restored, Tensor | None]:
         if known is None:
@@ -128,7 +125,8 @@ def run(
         keep_outside=sigma_y == 0,
         npy=npy,
         factor=known.factor if isinstance(known, SuperResolution) else 1,
-        same_size=isinstance(known, Slices | KSpace),
+        same_size=isinstance(known, Slices | KSpace | Jpeg),
+        refuse=_refuse_no_jpeg if isinstance(known, Jpeg) else None,
         blind=True,
     )
     missing = Mask(torch.zeros(config.size, dtype=torch.bool))
@@ -141,21 +139,37 @@ def run(
         inputs,
         {"operator": operator, "solver": solver, "sigma_y": sigma_y, **mask_settings(mask, None)},
         name="restore",
-        overwrite=overwrite,
-        batch_size=batch_size,
-        quiet=quiet,
+        common=common,
     )
 
 
 def _measured(operator: Operator, images: Tensor) -> Tensor:
-    """y of what the command line is given: the measurement itself (superres, blur), a picture with slices missing, or
-    a zero-filled reconstruction z = A'A x."""
-    from anodiff.restoration import Blur, KSpace, SuperResolution
+    """y of what the command line is given: the measurement itself (superres, blur, jpeg), a picture with slices
+    missing, or a zero-filled reconstruction z = A'A x."""
+    from anodiff.restoration import Blur, Jpeg, KSpace, SuperResolution
     from anodiff.restoration.operators import reciprocal
 
-    if isinstance(operator, SuperResolution | Blur):
+    if isinstance(operator, SuperResolution | Blur | Jpeg):
         return images
     if isinstance(operator, KSpace):
         # A line whose conjugate partner is missing lost half of itself when the real part was taken.
         return operator(operator.spectral(images, reciprocal))
     return operator(images)
+
+
+def _refuse_no_jpeg(raw: RawImage) -> None:
+    """Raises InputError for a picture whose blocks were not quantised as grey levels from 0 to 255."""
+    from anodiff.restoration.quantisation import BLOCK
+
+    height, width, channels = raw.pixels.shape
+    if height % BLOCK or width % BLOCK:
+        raise InputError(f"{raw.path}: expected sides of whole blocks of {BLOCK} pixels, found {width}x{height}")
+    if channels != 1:
+        raise InputError(
+            f"{raw.path}: expected a grey picture, of which a JPEG quantises the grey levels, found {channels} channels"
+        )
+    if (raw.dtype, raw.low, raw.high) != ("uint8", 0, 255):
+        raise InputError(
+            f"{raw.path}: expected grey levels of 8 bit, as a JPEG has them, found {raw.dtype} from {raw.low:g} to "
+            f"{raw.high:g}"
+        )

@@ -22,10 +22,10 @@ from anodiff.engine.store import Item, ResultStore
 from anodiff.errors import ConfigError, InputError
 from anodiff.files import make_folder
 from anodiff.model import DiffusionModel
-from anodiff.pipelines.common import file_digest, say
+from anodiff.pipelines.common import Common, file_digest, say
 from anodiff.pipelines.restoring_masks import MaskSource, model_mask
 from anodiff.restoration import Restored, Restorer
-from anodiff.restoration.intensity import Intensity, background_of, intensity_of, without
+from anodiff.restoration.intensity import Intensity, background_of, intensity_of, noise_left, without
 from anodiff.restoration.output import like_file, read_values, write_array, write_image, write_png
 from anodiff.restoration.report import RestoredRow, write_restoration_report
 from anodiff.visualize.heatmap import display_image
@@ -40,6 +40,7 @@ class Batch:
     """What a task is given: images (N, C, h, w), foreground (N, h, w), masks (N, h, w) or None, intensities of each.
 
     background: bool (N, h, w), made when it is asked for: outside the foreground before erosion, not in padding.
+    noise_left: (N,), made when it is asked for: share of the variance of white noise that resizing left.
     """
 
     images: Tensor
@@ -47,6 +48,7 @@ class Batch:
     masks: Tensor | None
     intensities: Sequence[Intensity]
     background: Callable[[], Tensor]
+    noise_left: Callable[[], Tensor]
 
 
 #: the tensor function of a job: what became of the images, and masks (N, h, w) of where, if the task found them itself
@@ -81,8 +83,9 @@ class RestoringJob:
     """read -> Loaded, compute -> Done, write -> the row of results.csv; see `anodiff.engine.loop.Job`.
 
     factor: how much finer the results' grid is than that of the inputs. same_size: refuse files of another size than
-    the model's. keep_outside: pixels outside the mask are written as they were read. blind: what an image holds inside
-    its mask decides nothing of the result, its intensities and foreground included.
+    the model's. refuse: raises InputError for other files that the task is not for. any_size: a model that resizes
+    nothing takes files of every size. keep_outside: pixels outside the mask are written as they were read. blind: what
+    an image holds inside its mask decides nothing of the result, its intensities and foreground included.
     """
 
     def __init__(
@@ -95,17 +98,26 @@ class RestoringJob:
         npy: bool = False,
         factor: int = 1,
         same_size: bool = False,
+        refuse: Callable[[RawImage], None] | None = None,
+        any_size: bool = True,
         keep_outside: bool = True,
         blind: bool = False,
     ) -> None:
+        volume = model.config.volume
+        if model.config.video is not None or (volume is not None and (volume.mode == "patches" or volume.neighbours)):
+            raise ConfigError(
+                f"expected a model of images, found one of {'volumes' if volume is not None else 'clips'} (generate, "
+                "denoise and inpaint take volumes)"
+            )
         config = model.config.preprocess
         height, width = config.size
-        if height % factor or width % factor:
+        if config.resize != "none" and (height % factor or width % factor):
             raise ConfigError(f"superres: expected a factor that divides {width}x{height}, found {factor}")
         self.config = config.model_copy(update={"size": (height // factor, width // factor)})
-        self.preprocessor = Preprocessor(self.config)
+        self.preprocessor = Preprocessor(self.config, any_size=any_size)
         self.task, self.folder, self.mask_of, self.npy = task, folder, mask_of, npy
         self.factor, self.same_size, self.keep_outside, self.blind = factor, same_size, keep_outside, blind
+        self.refuse = refuse
 
     def read(self, item: Item) -> Loaded:
         """One image from disk, with its mask; InputError where either cannot be used."""
@@ -115,18 +127,29 @@ class RestoringJob:
         if mask is not None and self.blind:
             raw = without(raw, mask)
         raw = self.preprocessor.ranged(raw)
+        if self.refuse is not None:
+            self.refuse(raw)
         prepared = self.preprocessor(raw)
         native = prepared.geometry.native
         if self.same_size and native != prepared.geometry.model:
             height, width = prepared.geometry.model
             raise InputError(
-                f"{item.path}: expected {width}x{height} pixels, those of the model, since what is missing lies on the "
+                f"{item.path}: expected {width}x{height} pixels, those of the model, since what is lost lies on the "
                 f"file's own grid; found {native[1]}x{native[0]}"
             )
         return Loaded(raw, prepared, intensity_of(raw, self.preprocessor), mask)
 
     def compute(self, batch: list[Loaded]) -> Sequence[Done]:
-        """Runs the task over a batch on the device."""
+        """Runs the task over a batch on the device, images of one size at a time."""
+        rows: dict[tuple[int, int], list[int]] = {}
+        for row, loaded in enumerate(batch):
+            rows.setdefault(loaded.prepared.geometry.model, []).append(row)
+        done: dict[int, Done] = {}
+        for same in rows.values():
+            done |= zip(same, self._compute([batch[row] for row in same]), strict=True)
+        return [done[row] for row in range(len(batch))]
+
+    def _compute(self, batch: list[Loaded]) -> Sequence[Done]:
         began = time.monotonic()
         masks = None
         if self.mask_of is not None:
@@ -139,6 +162,7 @@ class RestoringJob:
                 masks,
                 [loaded.intensity for loaded in batch],
                 lambda: torch.stack([torch.from_numpy(background_of(each.raw, self.preprocessor)) for each in batch]),
+                lambda: torch.tensor([noise_left(each.geometry) for each in prepared]),
             )
         )
         seconds = (time.monotonic() - began) / len(batch)
@@ -174,8 +198,9 @@ class RestoringJob:
         if self.npy:
             files["array"] = write_array(self.folder, f"arrays/{item.id}.npy", pixels)
         if computed.uncertainty is not None:
-            spread = self.preprocessor.back(computed.uncertainty, geometry) * loaded.intensity.scale[:, None, None]
-            files["uncertainty"] = write_array(self.folder, f"uncertainty/{item.id}.npy", np.moveaxis(spread, 0, 2))
+            native = (self.preprocessor.back(each, geometry) for each in (computed.uncertainty, computed.image))
+            spread = loaded.intensity.spread_back(*native)
+            files["uncertainty"] = write_array(self.folder, f"uncertainty/{item.id}.npy", spread)
         row = {
             "nfe": computed.nfe,
             "sigma": computed.sigma,
@@ -208,9 +233,7 @@ def run_restoring(
     settings: Mapping[str, Any],
     *,
     name: str,
-    overwrite: bool,
-    batch_size: int,
-    quiet: bool,
+    common: Common,
     columns: Sequence[str] = (),
 ) -> Summary:
     """Runs the job over the inputs: OUTPUT/images/, results.csv and report.html; the same command resumes it.
@@ -230,10 +253,8 @@ def run_restoring(
         job.folder,
         settings,
         name=name,
-        overwrite=overwrite,
-        batch_size=batch_size,
+        common=common,
         workers=model.config.engine.workers,
-        quiet=quiet,
         columns=columns,
         pictures=job.pictures,
     )
@@ -247,24 +268,38 @@ def run_items(
     settings: Mapping[str, Any],
     *,
     name: str,
-    overwrite: bool,
-    batch_size: int,
+    common: Common,
     workers: int,
-    quiet: bool,
-    pictures: Callable[[Item, Mapping[str, Any]], Callable[[], Any]],
+    pictures: Callable[[Any, Mapping[str, Any]], Callable[[], Any]],
     columns: Sequence[str] = (),
+    unit: str = "images",
+    rows: list[dict[str, Any]] | None = None,
 ) -> Summary:
-    """The loop over items with its table and report, for inputs that are files and for numbers alike."""
+    """The loop over items with its table and report, for inputs that are files and for numbers alike.
+
+    unit: what an item is; "volumes" are large, and computed one at a time. rows: is given the rows of the run.
+    """
+    alone = unit == "volumes"
     for note in restorer.notes:
-        say(f"note: {note}", quiet)
-    with ResultStore.open(folder, {"job": name, **settings}, overwrite=overwrite) as store:
+        say(f"note: {note}", common.quiet)
+    with ResultStore.open(folder, {"job": name, **settings}, overwrite=common.overwrite) as store:
         make_folder(folder / "images")
-        with Progress(len(items), "images", name, quiet=quiet) as progress:
-            summary = run_job(job, items, store, workers=workers, batch_size=batch_size, progress=progress)
+        with Progress(len(items), unit, name, quiet=common.quiet) as progress:
+            summary = run_job(
+                job,
+                items,
+                store,
+                workers=workers,
+                batch_size=1 if alone else common.images_at_once,
+                ahead=1 if alone else None,
+                progress=progress,
+            )
         store.export_csv(folder / "results.csv", (*COLUMNS[:3], *columns, *COLUMNS[3:]), items)
+        if rows is not None:
+            rows += store.rows(items)
         if not summary.interrupted:
             by_id = {item.id: item for item in items}
-            rows = [
+            shown = [
                 RestoredRow(
                     row["id"],
                     row["path"],
@@ -275,11 +310,12 @@ def run_items(
                 for row in store.rows(items)
             ]
             device = describe(restorer.denoiser.device, restorer.denoiser.precision)
-            facts = {"images": summary.ok, "failed": summary.failed, **settings, **device}
-            facts = {key: value for key, value in facts.items() if not key.startswith("preprocess.")}
-            write_restoration_report(folder / "report.html", f"anodiff {name}", facts, rows, restorer.notes)
-    say(summary.sentence(), quiet)
-    say(f"wrote {folder / 'results.csv'}" + ("" if summary.interrupted else f" and {folder / 'report.html'}"), quiet)
+            facts = {unit: summary.ok, "failed": summary.failed, **settings, **device}
+            facts = {key: value for key, value in facts.items() if not key.startswith(("preprocess.", "volume."))}
+            write_restoration_report(folder / "report.html", f"anodiff {name}", facts, shown, restorer.notes)
+    say(summary.sentence(), common.quiet)
+    page = "" if summary.interrupted else f" and {folder / 'report.html'}"
+    say(f"wrote {folder / 'results.csv'}{page}", common.quiet)
     return summary
 
 

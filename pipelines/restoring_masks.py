@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,25 +44,48 @@ def mask_source(mask: Path | None, box: str | None, max_pixels: int = MAX_PIXELS
         raise DataError(f"{mask}: expected a mask or a folder of masks, found no such path")
     if mask.is_file():
         return lambda item, shape: read_mask(mask, shape, max_pixels=max_pixels)
-    by_name: dict[tuple[str, ...], Path] = {}
-    for path in _masks_in(mask):
-        name = _name(path.relative_to(mask))
-        if name in by_name:
-            raise DataError(f"{mask}: expected one mask for {'/'.join(name)}, found {by_name[name]} and {path}")
-        by_name[name] = path
+    named = MaskFolder(mask, _masks_in(mask))
 
     def from_folder(item: Item, shape: tuple[int, int]) -> NDArray[np.bool_]:
         parts = _name(Path(os.path.abspath(item.file or item.path)), "")
-        endings = [parts[at:] for at in range(len(parts)) if parts[at:] in by_name]
-        same = [path for name, path in by_name.items() if name[-1] == parts[-1]]
-        if not endings and len(same) != 1:
-            found = " and ".join(str(path) for path in same[:2]) if same else "none"
-            raise InputError(
-                f"{item.path}: expected a mask {parts[-1]}.png or {parts[-1]}_mask.png in {mask}, found {found}"
-            )
-        return read_mask(by_name[endings[0]] if endings else same[0], shape, max_pixels=max_pixels)
+        return read_mask(named.find(item.path, parts, ".png"), shape, max_pixels=max_pixels)
 
     return from_folder
+
+
+class MaskFolder:
+    """The masks of a folder by the names of what they are masks of; see `mask_source`.
+
+    name: the parts of a mask's path below the folder, the last one without its suffix and the end "_mask". Raises
+    DataError for two masks of one name.
+    """
+
+    def __init__(
+        self, folder: Path, masks: Sequence[Path], name: Callable[[Path], tuple[str, ...]] | None = None
+    ) -> None:
+        self.folder = folder
+        self.by_name: dict[tuple[str, ...], Path] = {}
+        for path in masks:
+            parts = (name or _name)(path.relative_to(folder))
+            if parts in self.by_name:
+                raise DataError(
+                    f"{folder}: expected one mask for {'/'.join(parts)}, found {self.by_name[parts]} and {path}"
+                )
+            self.by_name[parts] = path
+
+    def find(self, path: str, parts: tuple[str, ...], suffix: str) -> Path:
+        """The mask of the input ``path``, whose name has these parts. Raises InputError where there is none, or several
+        by the name alone."""
+        endings = [parts[at:] for at in range(len(parts)) if parts[at:] in self.by_name]
+        if endings:
+            return self.by_name[endings[0]]
+        same = [mask for name, mask in self.by_name.items() if name[-1] == parts[-1]]
+        if len(same) == 1:
+            return same[0]
+        found = " and ".join(str(mask) for mask in same[:2]) if same else "none"
+        raise InputError(
+            f"{path}: expected a mask {parts[-1]}{suffix} or {parts[-1]}_mask{suffix} in {self.folder}, found {found}"
+        )
 
 
 def _name(path: Path, suffix: str = "_mask") -> tuple[str, ...]:
@@ -85,9 +108,14 @@ def mask_settings(mask: Path | None, box: str | None) -> dict[str, Any]:
         return {"box": box}
     if mask.is_file():
         return {"mask": str(mask), "mask_digest": file_digest(mask)}
-    stats = [(path.relative_to(mask).as_posix(), path.stat()) for path in _masks_in(mask)]
+    return {"mask": str(mask), "mask_digest": folder_digest(mask, _masks_in(mask))}
+
+
+def folder_digest(folder: Path, paths: Sequence[Path]) -> str:
+    """What tells files of a folder from others of the same names: their sizes and times."""
+    stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in paths]
     found = sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
-    return {"mask": str(mask), "mask_digest": hashlib.blake2b(repr(found).encode(), digest_size=16).hexdigest()}
+    return hashlib.blake2b(repr(found).encode(), digest_size=16).hexdigest()
 
 
 def _box_source(text: str) -> MaskSource:

@@ -75,7 +75,7 @@ def run(
     say(described(divided, data, keeps, seed), quiet)
     findings = checked(divided, quiet)
     rows, unnamed = manifest_rows(divided, output)
-    write_csv(output, COLUMNS, rows)
+    write_csv(output, (*COLUMNS, "class") if any(row["class"] for row in rows) else COLUMNS, rows)
     typer.echo(counts_text(count_splits(divided)))
     for text in (*unnamed, *summaries(findings)):
         say(text, quiet)
@@ -125,12 +125,13 @@ def manifest_rows(samples: SampleTable, output: Path) -> tuple[list[dict[str, ob
     for row in samples.table.to_dict("records"):
         names = {column: manifest_path(str(row[column]), output) for column in ("path", "mask")}
         try:
-            "".join((*names.values(), str(row["group"]))).encode()
+            "".join((*names.values(), str(row["group"]), str(row["class_name"]))).encode()
         except UnicodeEncodeError:
             unnamed.append(f"{names['path']!r}: expected a name in UTF-8, found other bytes; it is not in the CSV")
             continue
         label = None if pd.isna(row["label"]) else int(row["label"])
-        rows.append({**names, "label": label, "group": row["group"], "split": row["split"]})
+        known = {"label": label, "group": row["group"], "split": row["split"], "class": row["class_name"]}
+        rows.append({**names, **known})
     return rows, unnamed
 
 

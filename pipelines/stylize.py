@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anodiff.errors import ConfigError
-from anodiff.pipelines.common import BatchSize, Device, Model, Output, Overwrite, Precision, Seed, Set, open_model
+from anodiff.pipelines.common import COMMON, Common, Model, Output, open_model, with_common
 from anodiff.pipelines.restoring_options import OPEN_KEYS, Inputs, Npy, Steps
 
 if TYPE_CHECKING:
@@ -25,10 +25,12 @@ COLUMNS = ("content_ssim", "style_distance", "style_distance_before", "cycle_rms
 STYLE_IMAGES = 16
 
 
+@with_common
 def main(
     model: Model,
     inputs: Inputs,
     output: Output,
+    common: Common,
     style: Annotated[Path | None, typer.Option(help="An image whose style is taken.")] = None,
     target_model: Annotated[Path | None, typer.Option(help="A model whose style is taken.")] = None,
     sigma: Annotated[
@@ -42,12 +44,6 @@ def main(
     cycle: Annotated[bool, typer.Option(help="Style back too, and measure what is lost; twice the time.")] = True,
     steps: Steps = 32,
     npy: Npy = False,
-    overwrite: Overwrite = False,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    batch_size: BatchSize = 16,
-    seed: Seed = 0,
-    set_: Set = None,
 ) -> None:
     """Stylize images: OUTPUT/images/ on their own grid, report.html, and results.csv with content and style measured.
 
@@ -63,8 +59,7 @@ def main(
     summary = run(
         model, inputs, output,
         style=style, target_model=target_model, sigma=sigma, weight=weight, anchor=anchor, cycle=cycle, steps=steps,
-        npy=npy, overwrite=overwrite, device=device, precision=precision, batch_size=batch_size, seed=seed,
-        overrides=set_,
+        npy=npy, common=common,
     )  # fmt: skip
     raise typer.Exit(summary.exit_code)
 
@@ -82,13 +77,7 @@ def run(
     cycle: bool = True,
     steps: int = 32,
     npy: bool = False,
-    overwrite: bool = False,
-    device: str = "auto",
-    precision: str = "auto",
-    batch_size: int = 16,
-    seed: int = 0,
-    overrides: list[str] | None = None,
-    quiet: bool = False,
+    common: Common = COMMON,
 ) -> Summary:
     """Stylize `inputs` with a model file; returns what was done. Errors of the run as a whole are AnodiffErrors."""
     from anodiff.pipelines.common import file_digest
@@ -98,13 +87,13 @@ def run(
 
     if (style is None) == (target_model is None):
         raise ConfigError("stylize: expected exactly one of --style and --target-model")
-    model = open_model(model_path, overrides, OPEN_KEYS)
-    settings: dict[str, Any] = {"device": device, "precision": precision, "steps": steps, "seed": seed}
+    model = open_model(model_path, common.overrides, OPEN_KEYS)
+    settings: dict[str, Any] = {"steps": steps, **common.computing}
     source = Restorer(model, **settings)
     target, exemplar = None, None
     check_pair(model, model)
     if target_model is not None:
-        other = open_model(target_model, overrides, OPEN_KEYS)
+        other = open_model(target_model, common.overrides, OPEN_KEYS)
         check_pair(model, other)
         target = Restorer(other, network_batch=source.denoiser.network_batch, **settings)
     elif style is not None:
@@ -145,7 +134,7 @@ def run(
             return {**super().write(item, computed[0]), **computed[1]}
 
     return run_restoring(
-        Job(model, task, output, npy=npy),
+        Job(model, task, output, npy=npy, any_size=False),
         model_path,
         model,
         source,
@@ -159,9 +148,7 @@ def run(
             "cycle": cycle,
         },
         name="stylize",
-        overwrite=overwrite,
-        batch_size=batch_size,
-        quiet=quiet,
+        common=common,
         columns=COLUMNS,
     )
 

@@ -15,7 +15,9 @@ from anodiff.pipelines.common import Device, GroupBy, Layout, Normal, Precision,
 
 if TYPE_CHECKING:
     from anodiff.config import AnodiffConfig
+    from anodiff.data.table import SampleTable
     from anodiff.training import ImageSet, Trainer
+    from anodiff.training.examples import Drawn, Examples
     from anodiff.training.processes import Processes
 
 LOG_COLUMNS = ("images", "loss", "validation_loss", "lr", "images_per_second", "seconds")
@@ -23,7 +25,9 @@ LOG_COLUMNS = ("images", "loss", "validation_loss", "lr", "images_per_second", "
 
 def main(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe (anodiff configs ls).")],
-    data: Annotated[Path, typer.Option(help="Folder or CSV with normal images; anomalous ones are left out.")],
+    data: Annotated[
+        Path, typer.Option(help="Folder or CSV with normal images; others are left out, unless the recipe has classes.")
+    ],
     output: Annotated[Path, typer.Option(help="Folder for model.safetensors, log.csv, preview.png, checkpoint.pt.")],
     resume: Annotated[bool, typer.Option("--resume", help="Continue from OUTPUT/checkpoint.pt.")] = False,
     layout: Layout = "auto",
@@ -80,8 +84,9 @@ def run(
     from anodiff.engine.device import resolve_device, resolve_precision
     from anodiff.files import make_folder
     from anodiff.pipelines import clip_training, volume_training
-    from anodiff.training import Trainer, load_checkpoint, load_images, split_normals
+    from anodiff.training import Trainer, load_checkpoint, split_normals
     from anodiff.training.processes import processes
+    from anodiff.training.standard_scale import fit_images
 
     config = load_config(config_name, overrides)
     check_presets(config)
@@ -101,14 +106,12 @@ def run(
         if group.world > 1 and chosen.type == "cuda":
             chosen = resolve_device(f"cuda:{group.local_rank}")
         kept, held = split_normals(samples, config.training.holdout, config.training.seed)
-        reading = {"max_pixels": config.preprocess.max_pixels, "workers": config.engine.workers}
         silent = quiet or not group.first
-        normals = load_images(kept, preprocessor_of(config), **reading, quiet=silent)
-        heldout = load_images(held, preprocessor_of(config), **reading, quiet=silent)
+        config = fit_images(config, list(kept.table["path"]), silent)
+        learnt, heldout = read_parts(config, samples, kept, held, silent)
         trainer = Trainer(
             config,
-            normals.images,
-            heldout.sample(config.training.validation_images, config.training.seed).images,
+            *examples_of(config, learnt, heldout.sample(config.training.validation_images, config.training.seed)),
             device=chosen,
             precision=resolve_precision(precision, chosen),
             processes=group,
@@ -118,8 +121,8 @@ def run(
                 say(f"note: {note}", silent)
         if group.first:
             make_folder(output)
-            write_start(config, output, {"train": normals, "held out": heldout})
-            say(describe(trainer, normals, heldout, data, samples.layout), quiet)
+            write_start(config, output, {"train": learnt, "held out": heldout})
+            say(describe(trainer, learnt, heldout, data, samples.layout), quiet)
         finished = learn(trainer, output, group, quiet)
         if not group.first:
             return output / "model.safetensors", ()
@@ -127,11 +130,42 @@ def run(
         seen, total = trainer.state.images_seen, config.training.images
         say(f"interrupted after {seen} of {total} images; continue it with --resume")
         raise typer.Exit(130)
-    path = finish(trainer, normals, heldout, data, output, quiet)
-    failed = (*normals.failed, *heldout.failed)
+    path = finish(trainer, learnt, heldout, data, output, quiet)
+    failed = (*learnt.failed, *heldout.failed)
     if failed:
         say(left_out(failed), quiet)
     return path, failed
+
+
+def read_parts(
+    config: AnodiffConfig, samples: SampleTable, kept: SampleTable, held: SampleTable, quiet: bool
+) -> tuple[ImageSet, ImageSet]:
+    """The images to learn from and the normal ones held out; with ``conditioning`` the first are of all classes."""
+    from functools import partial
+
+    from anodiff.training import load_images
+    from anodiff.training.labels import labelled
+
+    prepared, workers = config.preprocess, config.engine.workers
+    read = partial(load_images, max_pixels=prepared.max_pixels, workers=workers, quiet=quiet)
+    preprocessor = preprocessor_of(config)
+    if config.conditioning is None:
+        return read(kept, preprocessor), read(held, preprocessor)
+    parts = labelled(samples, kept, held, config.conditioning)
+    return (
+        read(parts.learnt, preprocessor, labels=parts.labels),
+        read(parts.held, preprocessor, labels=parts.held_labels),
+    )
+
+
+def examples_of(config: AnodiffConfig, learnt: ImageSet, held: ImageSet) -> tuple[Examples, Drawn]:
+    """What a trainer draws from and what it is validated on, with their classes where the recipe has some."""
+    import torch
+
+    from anodiff.training.examples import Drawn, ImageExamples
+
+    labels = [torch.tensor(part.labels) if config.conditioning is not None else None for part in (learnt, held)]
+    return ImageExamples(learnt.images, config.augment, labels[0]), Drawn(held.images, label=labels[1])
 
 
 def learn(trainer: Trainer, output: Path, group: Processes, quiet: bool) -> bool:
@@ -164,6 +198,8 @@ def learn(trainer: Trainer, output: Path, group: Processes, quiet: bool) -> bool
             save_checkpoint(trainer, output / "checkpoint.pt")
             saved = time.monotonic()
 
+    for note in trainer.notes if group.first else ():
+        say(f"note: {note}", quiet)
     with stop, progress:
         finished = trainer.run(
             on_log=on_log, on_validation=on_validation, on_tick=on_tick, should_stop=lambda: stop.asked
@@ -174,7 +210,7 @@ def learn(trainer: Trainer, output: Path, group: Processes, quiet: bool) -> bool
     return finished
 
 
-def finish(trainer: Trainer, normals: ImageSet, heldout: ImageSet, data: Path, output: Path, quiet: bool) -> Path:
+def finish(trainer: Trainer, learnt: ImageSet, heldout: ImageSet, data: Path, output: Path, quiet: bool) -> Path:
     """Calibrate the recipe's preset on held-out normals and write the model file."""
     from anodiff.anomaly import AnomalyDetector
     from anodiff.data.seen import SeenImages
@@ -187,16 +223,18 @@ def finish(trainer: Trainer, normals: ImageSet, heldout: ImageSet, data: Path, o
         config,
         trainer.averaged,
         provenance={
-            **provenance(data, normals, heldout),
+            **provenance(data, learnt, heldout),
+            **classes_of(config, learnt),
             "images_seen": trainer.state.images_seen,
             "training_seconds": round(trainer.state.seconds, 1),
             "training_device": describe_device(trainer.device, trainer.precision),
             "processes": trainer.processes.world,
             "held_out_loss": trainer.state.log[-1].validation_loss if trainer.state.log else None,
         },
-        seen=SeenImages.of(normals.hashes),
+        seen=SeenImages.of(learnt.hashes),
     )
     path = output / "model.safetensors"
+    normals = learnt if config.conditioning is None else of_class(learnt, config.conditioning.normal_index)
     detector = AnomalyDetector(model, config.preset, device=trainer.device, precision=trainer.precision)
     store_calibration(model, detector.name, fit(detector, heldout, normals, config.calibration, quiet=quiet))
     for note in detector.notes:
@@ -204,6 +242,18 @@ def finish(trainer: Trainer, normals: ImageSet, heldout: ImageSet, data: Path, o
     model.save(path)
     say(f"wrote {path} ({model.parameters / 1e6:.1f} M weights, calibrated for {config.preset!r})", quiet)
     return path
+
+
+def classes_of(config: AnodiffConfig, learnt: ImageSet) -> dict[str, Any]:
+    """Training images of each class, for a model file; nothing without classes."""
+    from anodiff.training.labels import count_classes
+
+    return {} if config.conditioning is None else {"classes": count_classes(learnt.labels, config.conditioning)}
+
+
+def of_class(images: ImageSet, number: int) -> ImageSet:
+    """The images of one class."""
+    return images.take([row for row, label in enumerate(images.labels) if label == number])
 
 
 def provenance(data: Path, normals: ImageSet, heldout: ImageSet) -> dict[str, Any]:
@@ -224,12 +274,14 @@ def provenance(data: Path, normals: ImageSet, heldout: ImageSet) -> dict[str, An
     }
 
 
-def describe(trainer: Trainer, normals: ImageSet, heldout: ImageSet, data: Path, layout: str) -> str:
+def describe(trainer: Trainer, learnt: ImageSet, heldout: ImageSet, data: Path, layout: str) -> str:
     """Two lines on what is about to happen."""
+    counts = classes_of(trainer.config, learnt).get("classes", {"normal": len(learnt)})
+    named = ", ".join(f"{count} {name}" for name, count in counts.items())
     weights = sum(p.numel() for p in trainer.network.parameters()) / 1e6
     return (
-        f"{data}: layout {layout}; {len(normals)} normal images of {len(set(normals.groups))} groups to learn from, "
-        f"{len(heldout)} of {len(set(heldout.groups))} held out\n"
+        f"{data}: layout {layout}; {named} images of {len(set(learnt.groups))} groups to learn from, "
+        f"{len(heldout)} normal ones of {len(set(heldout.groups))} held out\n"
         f"network of {weights:.1f} M weights on {trainer.device} in {trainer.precision}; "
         f"{trainer.config.training.images} images, {trainer.images_per_update} an update"
     )

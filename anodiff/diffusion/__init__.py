@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from anodiff.diffusion.adapters import wrap_diffusers, wrap_monai
 from anodiff.diffusion.denoiser import Denoiser
+from anodiff.diffusion.guidance import NO_LABEL, classifier_free
 from anodiff.diffusion.noise import FAMILIES, image_keys, sample_noise
 from anodiff.diffusion.objective import (
     Fixed,
@@ -41,6 +42,7 @@ from anodiff.diffusion.schedule import (
 
 __all__ = [
     "FAMILIES",
+    "NO_LABEL",
     "SAMPLERS",
     "SCHEDULES",
     "Denoiser",
@@ -52,6 +54,7 @@ __all__ = [
     "SigmaDistribution",
     "StepState",
     "UniformStep",
+    "classifier_free",
     "denoising_loss",
     "draw_sigma",
     "from_betas",

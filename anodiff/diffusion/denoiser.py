@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +16,11 @@ from anodiff.errors import ConfigError
 
 PREDICTIONS = ("eps", "x0", "v", "edm")
 NOISE_INPUTS = ("log_sigma", "timestep")
+#: a model that is told what the image looks like without noise can only be asked about images that are at hand
+NEEDS_IMAGE = (
+    "expected a model that needs nothing but a noisy image, found one that is told what it looks like without noise "
+    "(diffusion.given image): it detects anomalies, and restores, generates or measures nothing else"
+)
 SMALLEST_SIGMA = 1e-5  # what a network is told where the noise level is 0, whose logarithm does not exist
 
 
@@ -61,6 +67,9 @@ class Denoiser(nn.Module):
                  outside too); None leaves it alone.
     learned_variance: F has twice the channels; the second half says where the variance of a reverse step lies.
 
+    A network that knows ``classes`` (their number) is called as ``F(c_in * x, c_noise, label)`` where there is a label.
+    ``label`` is the class of the calls that name none: None is "no label", the estimate over all classes.
+
     Raises ConfigError for an unknown prediction or noise input, or a missing schedule.
     """
 
@@ -93,6 +102,12 @@ class Denoiser(nn.Module):
         self.noise_input = noise_input
         self.clip = clip
         self.learned_variance = learned_variance
+        self.label: int | None = None
+
+    @property
+    def sees_image(self) -> bool:
+        """Whether the network is told what the noise-free image looks like, which is then the context of each call."""
+        return bool(getattr(self.network, "sees_image", False))
 
     def coefficients(self, sigma: Tensor | float) -> Coefficients:
         """The four preconditioning factors at noise levels ``sigma`` (scalar or (N,)), float64 on sigma's device."""
@@ -100,17 +115,22 @@ class Denoiser(nn.Module):
         c_skip, c_out, c_in = preconditioning(self.prediction, sigma, self.sigma_data)
         return Coefficients(c_skip, c_out, c_in, self._noise_condition(sigma))
 
-    def forward(self, x: Tensor, sigma: Tensor | float, context: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, sigma: Tensor | float, context: Tensor | None = None, label: Tensor | int | None = None
+    ) -> Tensor:
         """Estimate of the clean image in x's dtype.
 
         x:     (N, C, *spatial), ``x_0 + sigma * n`` in the units of the [-1, 1] data.
         sigma: noise level, a number or (N,), on any device. The tables are computed in float64; under autocast only the
                network runs in the lower precision.
         context: (N, K, *spatial), what is known beside the noisy image (past frames, another modality), or None.
+        label: the class, a number or (N,) int64; negative is "no label". Raises ConfigError without classes.
         """
-        return self._estimate(x, sigma, context)[0]
+        return self._estimate(x, sigma, context, label)[0]
 
-    def with_variance(self, x: Tensor, sigma: Tensor | float, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def with_variance(
+        self, x: Tensor, sigma: Tensor | float, context: Tensor | None = None, label: Tensor | int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The estimate, and where the reverse variance lies: 0 the small, 1 the large one, linear in the logarithm.
 
         Both (N, C, *spatial); the second is not bounded (Nichol & Dhariwal 2021, equation 15).
@@ -120,13 +140,17 @@ class Denoiser(nn.Module):
             raise ConfigError(
                 "expected a model with a learned variance (diffusion.variance: learned), found a fixed one"
             )
-        denoised, rest = self._estimate(x, sigma, context)
+        denoised, rest = self._estimate(x, sigma, context, label)
         return denoised, (rest.to(x.dtype) + 1) / 2
 
-    def _estimate(self, x: Tensor, sigma: Tensor | float, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _estimate(
+        self, x: Tensor, sigma: Tensor | float, context: Tensor | None, label: Tensor | int | None
+    ) -> tuple[Tensor, Tensor]:
         """The estimate, and what else the network puts out."""
+        if context is None and self.sees_image:
+            raise ConfigError(NEEDS_IMAGE)
         c_skip, c_out, c_in, c_noise = self._coefficients_like(x, sigma)
-        output, rest = self.network(_beside(c_in * x, context), c_noise), x.new_empty(0)
+        output, rest = self.network(_beside(c_in * x, context), c_noise, *self._told(x, label)), x.new_empty(0)
         if self.learned_variance:
             output, rest = output.chunk(2, dim=1)
         denoised = c_skip * x + c_out * output.to(x.dtype)
@@ -134,20 +158,43 @@ class Denoiser(nn.Module):
             denoised = denoised.clamp(-self.clip, self.clip)
         return denoised, rest
 
-    def given(self, context: Tensor | None) -> Callable[[Tensor, Tensor | float], Tensor]:
-        """The denoiser (x, sigma) -> x_0 with its context fixed, as samplers and losses call it."""
-        return self if context is None else partial(self, context=context)
+    def given(
+        self, context: Tensor | None, label: Tensor | int | None = None
+    ) -> Callable[[Tensor, Tensor | float], Tensor]:
+        """The denoiser (x, sigma) -> x_0 with its context and class fixed, as samplers and losses call it."""
+        return self if context is None and label is None else partial(self, context=context, label=label)
 
-    def features(self, x: Tensor, sigma: Tensor | float, context: Tensor | None = None) -> list[Tensor]:
+    def of_class(self, label: int | None) -> Denoiser:
+        """The same denoiser, sharing its network, whose calls that name no class mean this one."""
+        other = copy.copy(self)
+        other.label = label
+        return other
+
+    def features(
+        self, x: Tensor, sigma: Tensor | float, context: Tensor | None = None, label: Tensor | int | None = None
+    ) -> list[Tensor]:
         """Encoder activations of the network at ``(x, sigma)``, finest first, each (N, channels, *smaller spatial).
 
         Raises ConfigError where the network offers no ``features(x, c_noise)``.
         """
-        features: Callable[[Tensor, Tensor], list[Tensor]] | None = getattr(self.network, "features", None)
+        features: Callable[..., list[Tensor]] | None = getattr(self.network, "features", None)
         if features is None:
             raise ConfigError(f"a {type(self.network).__name__} network gives no encoder features")
+        if context is None and self.sees_image:
+            context = x  # what is looked at for its features is as good as free of noise
         _, _, c_in, c_noise = self._coefficients_like(x, sigma)
-        return features(_beside(c_in * x, context), c_noise)
+        return features(_beside(c_in * x, context), c_noise, *self._told(x, label))
+
+    def _told(self, x: Tensor, label: Tensor | int | None) -> tuple[Tensor, ...]:
+        """The label of each row as the network is told it; nothing where there is none."""
+        label = self.label if label is None else label
+        if label is None:
+            return ()
+        if not getattr(self.network, "classes", 0):
+            raise ConfigError("expected no class for a network that was trained without classes, found one")
+        if isinstance(label, Tensor):
+            return (label.to(x.device).expand(x.shape[0]),)
+        return (torch.full((x.shape[0],), label, dtype=torch.long, device=x.device),)
 
     def _noise_condition(self, sigma: Tensor) -> Tensor:
         if self.noise_input == "log_sigma":

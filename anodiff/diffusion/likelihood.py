@@ -8,17 +8,17 @@ x + sigma n; a variance-preserving process differs in its prior alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from anodiff.diffusion.linearise import Pullback, linearise
 from anodiff.diffusion.samplers import DenoiserFn, NoiseSource, VarianceFn, between, step_variances
 from anodiff.errors import ConfigError
 
-Pullback = Callable[[Tensor], Tensor]
 EXACT = "exact"
 
 
@@ -269,7 +269,7 @@ def _flow(
     scale = math.hypot(sigma_data, sigma)
     x = y * scale
     with torch.no_grad():
-        denoised, pullback = _linearise(denoiser, x, _level(sigma))
+        denoised, pullback = linearise(denoiser, x, _level(sigma))
         trace = _trace(pullback, x) if directions is None else _probed_trace(pullback, directions)
     return ((x - denoised) - x * (sigma / scale) ** 2) / scale, _dims(x) - trace
 
@@ -295,17 +295,6 @@ def _directions(x: Tensor, probes: int | str, noise: NoiseSource) -> list[Tensor
     if not isinstance(probes, int) or probes < 1:
         raise ConfigError(f"probes: expected 1 or more, or {EXACT!r}, found {probes!r}")
     return [torch.where(noise(draw) < 0, -1.0, 1.0).to(x) for draw in range(1, probes + 1)]
-
-
-def _linearise(denoiser: DenoiserFn, x: Tensor, sigma: Tensor) -> tuple[Tensor, Pullback]:
-    """D(x, sigma) and the map v -> J'v, J = dD/dx; a denoiser that offers ``linearise`` does it its own way."""
-    own: Callable[[Tensor, Tensor], tuple[Tensor, Pullback]] | None = getattr(denoiser, "linearise", None)
-    if own is not None:
-        return own(x, sigma)
-    with torch.enable_grad():
-        leaf = x.detach().clone().requires_grad_()
-        denoised = denoiser(leaf, sigma)
-    return denoised.detach(), lambda v: torch.autograd.grad(denoised, leaf, v, retain_graph=True)[0]
 
 
 def _assembled(

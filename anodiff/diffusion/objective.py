@@ -179,25 +179,43 @@ def within_foreground(noise: Tensor, clean: Tensor) -> Tensor:
     A denoising auto-encoder is asked about clean images. Their background is as clean as in training only if it was
     clean there too (Kascenas et al. 2022).
     """
+    return noise * foreground_of(clean)
+
+
+def foreground_of(clean: Tensor) -> Tensor:
+    """bool (N, 1, *S): where images (N, C, *S) are more than 5 % of their range above their darkest."""
     grey = clean.mean(dim=1, keepdim=True)
     axes = tuple(range(1, clean.ndim))
     darkest, brightest = grey.amin(dim=axes, keepdim=True), grey.amax(dim=axes, keepdim=True)
-    return noise * (grey > darkest + BACKGROUND_SHARE * (brightest - darkest))
+    return grey > darkest + BACKGROUND_SHARE * (brightest - darkest)
 
 
 def denoising_loss(
-    denoiser: Callable[[Tensor, Tensor], Tensor], clean: Tensor, sigma: Tensor, noise: Tensor, weight: Tensor
+    denoiser: Callable[[Tensor, Tensor], Tensor],
+    clean: Tensor,
+    sigma: Tensor,
+    noise: Tensor,
+    weight: Tensor,
+    *,
+    shown: Tensor | None = None,
+    where: Tensor | None = None,
 ) -> Tensor:
     """(N,) float32 loss of each image: ``weight * mean_pixels (D(clean + sigma * noise, sigma) - clean)^2``.
 
     clean:  (N, C, *spatial) in [-1, 1]; noise: the same shape, of unit variance unless the recipe says otherwise.
     sigma:  (N,) noise levels in data units; weight: (N,), see :func:`loss_weight`.
+    shown:  what is made noisy where that is not the clean image (masked, say), which stays what is asked for.
+    where:  bool (N, 1, *spatial), the pixels that count, at least one an image; None is all.
     The noisy image and the loss are float32 whatever precision the network runs in.
     """
     clean = clean.float()
     level = sigma.to(device=clean.device, dtype=torch.float32).view(-1, *(1,) * (clean.ndim - 1))
-    denoised = denoiser(clean + level * noise.float(), sigma)
-    error = (denoised.float() - clean).square().flatten(1).mean(1)
+    denoised = denoiser((clean if shown is None else shown.float()) + level * noise.float(), sigma)
+    squared = (denoised.float() - clean).square()
+    if where is None:
+        error = squared.flatten(1).mean(1)
+    else:
+        error = (squared * where).flatten(1).sum(1) / (clean.shape[1] * where.flatten(1).sum(1))
     return weight.to(device=error.device, dtype=torch.float32) * error
 
 

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from anodiff.networks.unet import CONVOLUTION, NoiseEmbedding, fold, unfold
+from anodiff.networks.embedding import NoiseEmbedding
+from anodiff.networks.grids import crop, fold, pad, unfold
+from anodiff.networks.unet import CONVOLUTION
 
 #: wavelength ratio of the positional encoding (Vaswani et al. 2017, section 3.5)
 LONGEST = 10_000.0
@@ -73,7 +75,7 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """F(x, c_noise): (N, C_in, *S) and (N,) -> (N, C_out, *S), for any spatial size S of rank ``dims``.
+    """F(x, c_noise[, label]): (N, C_in, *S) and (N,) -> (N, C_out, *S), for any spatial size S of rank ``dims``.
 
     Parameters
     ----------
@@ -95,6 +97,10 @@ class DiT(nn.Module):
         after attention and inside the perceptron
     checkpointing:
         recompute activations in the backward pass: less memory, about a third more time
+    classes:
+        how many it is told apart by a ``label`` (N,) int64; negative, or None, is "no label"
+
+    ``shift`` (N, embedding.width), where there is one, is added to the embedding: what else it is told.
 
     Sizes that are not a multiple of ``patch`` are padded by replication and cropped back.
     Raises ValueError for another rank, or heads that do not divide the width.
@@ -113,6 +119,7 @@ class DiT(nn.Module):
         expansion: int = 4,
         dropout: float = 0.0,
         checkpointing: bool = False,
+        classes: int = 0,
     ) -> None:
         super().__init__()
         if dims not in CONVOLUTION:
@@ -120,8 +127,9 @@ class DiT(nn.Module):
         if width % head_channels:
             raise ValueError(f"head_channels must divide the width {width}, found {head_channels}")
         out_channels = in_channels if out_channels is None else out_channels
-        self.dims, self.patch, self.width, self.checkpointing = dims, patch, width, checkpointing
-        self.embedding = NoiseEmbedding(width)
+        self.dims, self.patch, self.width = dims, patch, width
+        self.checkpointing, self.classes = checkpointing, classes
+        self.embedding = NoiseEmbedding(width, classes=classes)
         self.inlet = nn.Linear(in_channels * patch**dims, width)
         self.blocks = nn.ModuleList([Block(width, head_channels, expansion, dropout) for _ in range(depth)])
         self.outlet_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
@@ -131,21 +139,23 @@ class DiT(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """See the class; raises ValueError for another rank."""
         self._check(x)
-        embedding = self.embedding(c_noise)
+        embedding = self.embedding(c_noise, label, shift)
         h, grid = self._tokens(x)
         for block in self.blocks:
             h = self._run(block, h, embedding)
         scale, shift = self.outlet_modulation(embedding).to(h.dtype).chunk(2, dim=1)
         h = self.outlet(modulate(self.outlet_norm(h), scale, shift))
-        return _crop(unfold(self._map(h, grid), self.patch), x.shape[2:])
+        return crop(unfold(self._map(h, grid), self.patch), x.shape[2:])
 
-    def features(self, x: Tensor, c_noise: Tensor) -> list[Tensor]:
+    def features(
+        self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, shift: Tensor | None = None
+    ) -> list[Tensor]:
         """Activations after each third of the blocks, (N, width, *grid) each, on the grid of patches."""
         self._check(x)
-        embedding = self.embedding(c_noise)
+        embedding = self.embedding(c_noise, label, shift)
         depth, count = len(self.blocks), min(FEATURE_MAPS, len(self.blocks))
         wanted = {-(-depth * (i + 1) // count) for i in range(count)}
         h, grid = self._tokens(x)
@@ -158,7 +168,7 @@ class DiT(nn.Module):
 
     def _tokens(self, x: Tensor) -> tuple[Tensor, list[int]]:
         """Patches (N, L, width) with their positions, and the grid (one size an axis) that they came from."""
-        folded = fold(_pad(x, self.patch), self.patch)
+        folded = fold(pad(x, self.patch), self.patch)
         grid = list(folded.shape[2:])
         tokens = self.inlet(folded.flatten(2).transpose(1, 2))
         return tokens + positions(grid, self.width).to(tokens), grid
@@ -174,17 +184,3 @@ class DiT(nn.Module):
     def _check(self, x: Tensor) -> None:
         if x.ndim != self.dims + 2:
             raise ValueError(f"expected (N, C, *spatial) with {self.dims} spatial dimensions, found {tuple(x.shape)}")
-
-
-def _pad(x: Tensor, multiple: int) -> Tensor:
-    missing = [(-size) % multiple for size in x.shape[2:]]
-    if not any(missing):
-        return x
-    pad = [amount for gap in reversed(missing) for amount in (gap // 2, gap - gap // 2)]
-    return F.pad(x, pad, mode="replicate")
-
-
-def _crop(x: Tensor, sizes: Sequence[int]) -> Tensor:
-    for axis, size in enumerate(sizes, start=2):
-        x = x.narrow(axis, (x.shape[axis] - size) // 2, size)
-    return x

@@ -5,7 +5,6 @@ One class serves 2-D and 3-D: the rank of the input decides, never the name of t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -13,58 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from anodiff.networks.embedding import NoiseEmbedding
+from anodiff.networks.grids import crop, fold, pad, unfold
+
 CONVOLUTION: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
-
-
-def fold(x: Tensor, factor: int) -> Tensor:
-    """Pixel-unshuffle by rank: (N, C, H, W) -> (N, C f^2, H/f, W/f), and likewise with f^3 for volumes."""
-    if factor == 1:
-        return x
-    n, c, *sizes = x.shape
-    split = [part for size in sizes for part in (size // factor, factor)]
-    rank = len(sizes)
-    inner = [3 + 2 * i for i in range(rank)]
-    outer = [2 + 2 * i for i in range(rank)]
-    return (
-        x.reshape(n, c, *split)
-        .permute(0, 1, *inner, *outer)
-        .reshape(n, c * factor**rank, *(size // factor for size in sizes))
-    )
-
-
-def unfold(x: Tensor, factor: int) -> Tensor:
-    """Inverse of :func:`fold`: (N, C f^2, H, W) -> (N, C, f H, f W)."""
-    if factor == 1:
-        return x
-    n, c, *sizes = x.shape
-    rank = len(sizes)
-    channels = c // factor**rank
-    order = [part for i in range(rank) for part in (2 + rank + i, 2 + i)]
-    return (
-        x.reshape(n, channels, *[factor] * rank, *sizes)
-        .permute(0, 1, *order)
-        .reshape(n, channels, *(size * factor for size in sizes))
-    )
-
-
-class NoiseEmbedding(nn.Module):
-    """c_noise (N,) -> (N, width): sinusoids on a geometric ladder, then two linear layers.
-
-    The ladder runs from 0.002 to 16 rad a unit, so that ln(sigma)/4 (a range of about 2) and step indices (a range of
-    1000) are both resolved by one embedding.
-    """
-
-    def __init__(self, width: int, frequencies: int = 32) -> None:
-        super().__init__()
-        ladder = torch.exp(torch.linspace(math.log(0.002), math.log(16.0), frequencies))
-        self.register_buffer("ladder", ladder, persistent=False)
-        self.first = nn.Linear(2 * frequencies, width)
-        self.second = nn.Linear(width, width)
-
-    def forward(self, c_noise: Tensor) -> Tensor:
-        angle = c_noise.float()[:, None] * self.get_buffer("ladder")
-        waves = torch.cat([angle.cos(), angle.sin()], dim=1)
-        return F.silu(self.second(F.silu(self.first(waves))))
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -132,7 +83,7 @@ class Stage(nn.Module):
 
 
 class UNet(nn.Module):
-    """F(x, c_noise): (N, C_in, *S) and (N,) -> (N, C_out, *S), for any spatial size S of rank ``dims``.
+    """F(x, c_noise[, label]): (N, C_in, *S) and (N,) -> (N, C_out, *S), for any spatial size S of rank ``dims``.
 
     Parameters
     ----------
@@ -154,6 +105,10 @@ class UNet(nn.Module):
         inside the residual blocks
     checkpointing:
         recompute activations in the backward pass: less memory, about a third more time
+    classes:
+        how many it is told apart by a ``label`` (N,) int64; negative, or None, is "no label"
+
+    ``shift`` (N, embedding.width), where there is one, is added to the embedding: what else it is told.
 
     Sizes that are not a multiple of ``stem * 2**(len(channels) - 1)`` are padded by replication and cropped back.
     """
@@ -171,6 +126,7 @@ class UNet(nn.Module):
         head_channels: int = 32,
         dropout: float = 0.0,
         checkpointing: bool = False,
+        classes: int = 0,
     ) -> None:
         super().__init__()
         if dims not in CONVOLUTION:
@@ -179,10 +135,10 @@ class UNet(nn.Module):
             raise ValueError(f"attention needs {len(channels)} entries, one per resolution, found {len(attention)}")
         conv = CONVOLUTION[dims]
         out_channels = in_channels if out_channels is None else out_channels
-        self.dims, self.stem, self.checkpointing = dims, stem, checkpointing
+        self.dims, self.stem, self.checkpointing, self.classes = dims, stem, checkpointing, classes
         self.multiple = stem * 2 ** (len(channels) - 1)
         width = 4 * channels[0]
-        self.embedding = NoiseEmbedding(width)
+        self.embedding = NoiseEmbedding(width, classes=classes)
 
         def stage(c_in: int, c_out: int, attended: bool) -> Stage:
             return Stage(dims, c_in, c_out, width, dropout, attended, head_channels)
@@ -222,23 +178,9 @@ class UNet(nn.Module):
             return checkpoint(stage, x, embedding, use_reentrant=False)
         return stage(x, embedding)
 
-    def _pad(self, x: Tensor) -> Tensor:
-        missing = [(-size) % self.multiple for size in x.shape[2:]]
-        if not any(missing):
-            return x
-        pad = [amount for gap in reversed(missing) for amount in (gap // 2, gap - gap // 2)]
-        return F.pad(x, pad, mode="replicate")
-
-    def _crop(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
-        for axis, size in enumerate(sizes, start=2):
-            gap = x.shape[axis] - size
-            if gap:
-                x = x.narrow(axis, gap // 2, size)
-        return x
-
     def _encode(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """The deepest activation, the skips for the decoder, and the last activation at each resolution."""
-        h = self.inlet(fold(self._pad(x), self.stem))
+        h = self.inlet(fold(pad(x, self.multiple), self.stem))
         skips, levels = [h], []
         for level_blocks, down in zip(self.encoder, self.down, strict=True):
             for stage in level_blocks:  # type: ignore[attr-defined]
@@ -250,18 +192,20 @@ class UNet(nn.Module):
                 skips.append(h)
         return h, skips, levels
 
-    def features(self, x: Tensor, c_noise: Tensor) -> list[Tensor]:
+    def features(
+        self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, shift: Tensor | None = None
+    ) -> list[Tensor]:
         """Encoder activations, finest first: (N, C_l, *S_l) each, on the padded grid divided by ``stem * 2**l``."""
         self._check(x)
-        return self._encode(x, self.embedding(c_noise))[2]
+        return self._encode(x, self.embedding(c_noise, label, shift))[2]
 
     def _check(self, x: Tensor) -> None:
         if x.ndim != self.dims + 2:
             raise ValueError(f"expected (N, C, *spatial) with {self.dims} spatial dimensions, found {tuple(x.shape)}")
 
-    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         self._check(x)
-        embedding = self.embedding(c_noise)
+        embedding = self.embedding(c_noise, label, shift)
         h, skips, _ = self._encode(x, embedding)
         for stage in self.middle:
             h = self._run(stage, h, embedding)
@@ -271,4 +215,4 @@ class UNet(nn.Module):
             if not isinstance(up, nn.Identity):
                 h = up(F.interpolate(h, scale_factor=2.0, mode="nearest"))
         h = self.outlet(F.silu(self.outlet_norm(h)))
-        return self._crop(unfold(h, self.stem), x.shape[2:])
+        return crop(unfold(h, self.stem), x.shape[2:])

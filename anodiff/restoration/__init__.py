@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from anodiff.restoration.counterfactual import Counterfactual
 from anodiff.restoration.noise_level import estimate_rician_sigma, estimate_sigma
 from anodiff.restoration.operators import (
     Blur,
@@ -22,6 +23,7 @@ from anodiff.restoration.solvers import SOLVERS, Posterior
 __all__ = [
     "SOLVERS",
     "Blur",
+    "Counterfactual",
     "Jpeg",
     "KSpace",
     "LinearOperator",

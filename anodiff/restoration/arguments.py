@@ -15,9 +15,16 @@ NOISES = ("gaussian", "rician", "poisson")
 
 
 def shape_of(config: Any) -> tuple[int, ...] | None:
-    """(C, *S) of the recipe's images; None without a recipe."""
-    preprocess = getattr(config, "preprocess", None)
-    return None if preprocess is None else (preprocess.channels, *preprocess.size)
+    """(C, *S) of what the recipe's network makes: of its images, of slices with their neighbours, of a volume or, where
+    the recipe has no size of volumes, of a patch. None without a recipe."""
+    preprocess, volume = getattr(config, "preprocess", None), getattr(config, "volume", None)
+    if preprocess is None:
+        return None
+    if volume is None:
+        return (preprocess.channels, *preprocess.size)
+    if volume.mode == "patches":
+        return (preprocess.channels, *(volume.size or volume.patch))
+    return (preprocess.channels * volume.stack, *preprocess.size)
 
 
 def column(value: float | Tensor | None, x: Tensor) -> Tensor:
@@ -58,6 +65,16 @@ def check_denoising(noise: str, level: bool, samples: int, uncertainty: bool, ga
         raise ConfigError(f"gain: expected counts per unit of the image for noise 'poisson' alone, found {found}")
     if level and noise == "poisson":
         raise ConfigError("sigma: expected none for noise 'poisson', whose level is that of its gain, found one")
+
+
+def kept_outside(mask: Tensor | None, x: Tensor) -> Tensor | None:
+    """(N, 1, *S) bool where x must stay as it is: outside the mask (*S) or (N, *S). ConfigError for another size."""
+    if mask is None:
+        return None
+    kept = ~mask.to(x.device, torch.bool)
+    if kept.shape not in (x.shape[2:], (len(x), *x.shape[2:])):
+        raise ConfigError(f"mask: expected the shape {tuple(x.shape[2:])}, found {tuple(kept.shape)}")
+    return kept.expand(len(x), *x.shape[2:]).unsqueeze(1)
 
 
 def check_images(images: Tensor) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from anodiff.diffusion import sample_noise
 from anodiff.diffusion.samplers import NoiseSource
 from anodiff.errors import ConfigError
-from anodiff.restoration.gradients import GradientDenoiser
+from anodiff.restoration.gradients import GradientDenoiser, WindowGradientDenoiser
 
 #: start and end of a chain, where the recipe does not say what the network has seen
 SIGMA_MAX, SIGMA_MIN = 80.0, 0.002
@@ -45,7 +45,7 @@ class Rows:
 
 
 def run_chains(
-    denoiser: GradientDenoiser,
+    denoiser: GradientDenoiser | WindowGradientDenoiser,
     chain: Callable[[Rows], Tensor],
     keys: Tensor,
     samples: int,
@@ -55,10 +55,11 @@ def run_chains(
 ) -> tuple[Tensor, int, int]:
     """``samples`` chains of each key (N,) -> (N, samples, C, *S), denoiser calls and gradients a chain.
 
-    ``chain`` is given exactly ``network_batch`` rows, the last batch filled up with copies, so that not only the
-    network but all arithmetic has one shape, and a row the same bits whatever its batch mates are.
+    ``chain`` is given exactly ``chain_rows`` rows (as many as the network sees; of a volume in windows one), the last
+    batch filled up with copies, so that not only the network but all arithmetic has one shape, and a row the same bits
+    whatever its batch mates are.
     """
-    total, batch = len(keys) * samples, denoiser.network_batch
+    total, batch = len(keys) * samples, denoiser.chain_rows
     calls, gradients = denoiser.calls, denoiser.gradients
     pieces = []
     for first in range(0, total, batch):

@@ -1,18 +1,26 @@
-"""The denoiser of inference with its gradient: fixed batch shape, device and precision as ever, J'v where asked."""
+"""The denoiser of inference with its gradient: fixed batch shape, device and precision as ever, J'v where asked.
+
+Volumes go through overlapping windows, the gradient too: it is one of the whole volume.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from itertools import product
+from types import EllipsisType
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from anodiff.engine.device import autocast
+from anodiff.diffusion.denoiser import NEEDS_IMAGE
+from anodiff.diffusion.linearise import Pullback
+from anodiff.engine.device import Precision, autocast
 from anodiff.engine.inference import InferenceDenoiser, _memory_format, _same_algorithms
-
-Pullback = Callable[[Tensor], Tensor]
+from anodiff.engine.windows import WindowDenoiser, _batches, _cut, _outer, axis_plan
+from anodiff.errors import ConfigError
 
 
 class GradientDenoiser(InferenceDenoiser):
@@ -23,6 +31,16 @@ class GradientDenoiser(InferenceDenoiser):
     """
 
     gradients = 0
+
+    @property
+    def chain_rows(self) -> int:
+        """Rows of one chain: as many as the network sees, so that all arithmetic has one shape."""
+        return self.network_batch
+
+    def __init__(self, denoiser: nn.Module, *settings: Any, **options: Any) -> None:
+        if getattr(denoiser, "sees_image", False):
+            raise ConfigError(NEEDS_IMAGE)
+        super().__init__(denoiser, *settings, **options)
 
     def linearise(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Pullback]:
         """D(x, sigma) (N, C, *S) float32 and the map v -> J'v, J = dD/dx; the network runs forward once.
@@ -65,3 +83,55 @@ class GradientDenoiser(InferenceDenoiser):
         # The fused kernels of CUDA add up gradients in the order in which threads happen to finish.
         stack.enter_context(sdpa_kernel(SDPBackend.MATH) if self.device.type == "cuda" else nullcontext())
         return stack
+
+
+class WindowGradientDenoiser(WindowDenoiser):
+    """A :class:`WindowDenoiser` over a :class:`GradientDenoiser` that solvers can take gradients of.
+
+    Attributes:
+        gradients: windows that gradients were taken of so far; each costs about three calls, one of them counted in
+            ``calls``.
+        chain_rows: a chain is of one volume, whose windows fill the batches of the network.
+    """
+
+    denoiser: GradientDenoiser
+    precision: Precision
+    gradients = 0
+    chain_rows = 1
+
+    def __init__(self, denoiser: GradientDenoiser, window: Sequence[int], overlap: float = 0.5) -> None:
+        super().__init__(denoiser, window, overlap)
+
+    def linearise(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Pullback]:
+        """D(x, sigma) (N, C, *S) float32 and the map v -> J'v, J = dD/dx; see :meth:`GradientDenoiser.linearise`.
+
+        Windows are run forward again for every v, so that only one batch of them lies in memory with its graph.
+        """
+        x = x.to(self.device, torch.float32)
+        levels = torch.as_tensor(sigma, dtype=torch.float32).to(self.device).expand(len(x))
+
+        def pullback(v: Tensor) -> Tensor:
+            v = v.to(self.device, torch.float32)
+            total = torch.zeros_like(x)
+            for places in self._places(x):
+                windows = torch.stack([x[row][cut] for row, cut, _ in places])
+                _, pull = self.denoiser.linearise(windows, levels[[row for row, _, _ in places]])
+                self.calls += len(places)
+                self.gradients += len(places)
+                parts = pull(torch.stack([v[row][cut] * weight for row, cut, weight in places]))
+                for (row, cut, _), part in zip(places, parts, strict=True):
+                    total[row][cut] += part
+            return total
+
+        return self(x, levels), pullback
+
+    def _places(self, x: Tensor) -> Iterator[list[tuple[int, tuple[EllipsisType | slice, ...], Tensor]]]:
+        """Row, voxels and weights of every window, in batches."""
+        axes = zip(x.shape[2:], self.window, strict=True)
+        plans = [axis_plan(side, edge, self.overlap, self.taper) for side, edge in axes]
+        every = product(range(len(x)), product(*(range(len(plan)) for plan in plans)))
+        for batch in _batches(every, self.network_batch):
+            yield [
+                (row, _cut(plans, at), _outer([plan[n][1].to(x.device) for plan, n in zip(plans, at, strict=True)]))
+                for row, at in batch
+            ]

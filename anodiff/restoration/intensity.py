@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from anodiff.data.histogram import Curve, curves
 from anodiff.data.intensity import line
-from anodiff.data.preprocess import RANGED_TYPES, Preprocessor, resize, select_channels
+from anodiff.data.preprocess import RANGED_TYPES, Geometry, Preprocessor, resize, select_channels
 from anodiff.data.readers import RawImage
 
 
@@ -24,6 +26,37 @@ class Intensity:
         stored = values * self.scale[:, None, None] + self.offset[:, None, None]
         return np.moveaxis(stored, 0, 2).astype(np.float32)
 
+    @property
+    def zero(self) -> NDArray[np.float64]:
+        """The x (C,) of a stored 0, beyond the model's range where 0 is."""
+        return -self.offset / self.scale
+
+    def spread_back(self, spread: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A deviation of x (C, H, W), where x is ``values``, -> of stored values (H, W, C) float32."""
+        return np.moveaxis(spread * self.scale[:, None, None], 0, 2).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class CurvedIntensity(Intensity):
+    """Stored values by a rising curve a channel; ``offset`` and ``scale`` are those of the line through its ends."""
+
+    curves: tuple[Curve, ...]
+
+    def back(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `Intensity.back`."""
+        stored = [curve.back(channel) for curve, channel in zip(self.curves, values, strict=True)]
+        return np.stack(stored, axis=2).astype(np.float32)
+
+    @property
+    def zero(self) -> NDArray[np.float64]:
+        """See `Intensity.zero`."""
+        return np.array([float(curve.extended(np.float64(0))) for curve in self.curves])
+
+    def spread_back(self, spread: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `Intensity.spread_back`; by the slope of the curve at each value."""
+        slopes = np.stack([curve.slope(channel) for curve, channel in zip(self.curves, values, strict=True)])
+        return np.moveaxis(spread * slopes, 0, 2).astype(np.float32)
+
 
 def intensity_of(raw: RawImage, preprocessor: Preprocessor) -> Intensity:
     """What ``preprocessor`` does to the intensities of this image, from the same statistics of the same pixels.
@@ -38,7 +71,19 @@ def intensity_of(raw: RawImage, preprocessor: Preprocessor) -> Intensity:
         half = (raw.high - raw.low) / 2
         return Intensity(np.full(channels, raw.low + half), np.full(channels, half))
     planes, inside = _inside(raw, preprocessor)
-    return Intensity(*line(planes[:, inside], intensity, raw.path))
+    return of_foreground(planes[:, inside], intensity, raw.path)
+
+
+def of_foreground(values: NDArray[np.float32], settings: Any, path: str) -> Intensity:
+    """The intensities of an image or volume whose foreground has the values (C, N), by the recipe's ``settings``.
+
+    Raises InputError, naming ``path``, for values without spread.
+    """
+    if settings.kind == "nyul":
+        own = tuple(curves(values, settings, path))
+        ends = np.array([(curve.back(np.float64(-1)), curve.back(np.float64(1))) for curve in own])
+        return CurvedIntensity(ends.mean(axis=1), (ends[:, 1] - ends[:, 0]) / 2, own)
+    return Intensity(*line(values, settings, path))
 
 
 def background_of(raw: RawImage, preprocessor: Preprocessor) -> NDArray[np.bool_]:
@@ -48,6 +93,16 @@ def background_of(raw: RawImage, preprocessor: Preprocessor) -> NDArray[np.bool_
     background = np.zeros(geometry.model, dtype=bool)
     background[top : top + height, left : left + width] = ~_inside(preprocessor.ranged(raw), preprocessor)[1]
     return background
+
+
+def noise_left(geometry: Geometry) -> float:
+    """Share of the variance of white noise that is left when pixels of the native grid are resized to the model's."""
+    _, _, *inner = geometry.box
+    left = 1.0
+    for count, side in zip(geometry.native, inner, strict=True):
+        weights = resize(np.eye(count, dtype=np.float32), (side, count)).astype(np.float64)
+        left *= float((weights**2).sum(axis=1).mean())
+    return left
 
 
 def without(raw: RawImage, mask: NDArray[np.bool_]) -> RawImage:

@@ -14,6 +14,7 @@ from anodiff.restoration.operators import (
     gaussian_blur,
     motion_blur,
 )
+from anodiff.restoration.quantisation import Jpeg
 
 FORMS = (
     "superres:FACTOR",
@@ -22,6 +23,7 @@ FORMS = (
     "slices:every:K[:AXIS]",
     "slices:missing:K[:AXIS]",
     "kspace:Rx[:AXIS]",
+    "jpeg:QUALITY",
 )
 
 
@@ -37,6 +39,7 @@ def parse_operator(text: str) -> Operator:
         "blur:motion": (2, lambda length, angle="0": motion_blur(float(length), float(angle))),
         "slices:every": (2, lambda k, axis="0": Slices(int(k), int(axis))),
         "slices:missing": (2, lambda k, axis="0": Slices(int(k), int(axis), missing_ones=True)),
+        "jpeg": (1, lambda quality: Jpeg(int(quality))),
         "kspace": (2, lambda rate, axis="-1": cartesian_lines(float(rate.removesuffix("x")), int(axis))),
     }
     values = rest.split(":") if rest else []

@@ -11,6 +11,8 @@ from anodiff.errors import ConfigError
 from anodiff.restoration.operators import Operator
 
 BLOCK = 8
+#: grey level 128, which JPEG takes off first, where 0 and 255 are -1 and 1
+GREY_ZERO = 1 / 255
 #: the luminance table of ITU-T T.81 (JPEG), annex K, for quality 50
 LUMINANCE = (
     (16, 11, 10, 16, 24, 40, 51, 61),
@@ -29,8 +31,8 @@ INSIDE = 1e-4
 class Jpeg(Operator):
     """Rounding of the 8x8 cosine coefficients to the steps of a JPEG of ``quality`` 1..100; each channel alone.
 
-    y is the decoded picture, (N, C, *S) like x, with sides of the last two axes divisible by 8. [-1, 1] stands for the
-    256 grey levels of a file. Raises ConfigError for a quality or sides outside.
+    y is the decoded picture, (N, C, *S) like x, with sides of the last two axes divisible by 8. -1 and 1 are the grey
+    levels 0 and 255 of a file. Raises ConfigError for a quality or sides outside.
     """
 
     def __init__(self, quality: int) -> None:
@@ -68,10 +70,10 @@ class Jpeg(Operator):
         height, width = x.shape[-2:]
         if height % BLOCK or width % BLOCK:
             raise ConfigError(f"jpeg: expected sides divisible by {BLOCK}, found {height}x{width}")
-        blocks = x.unfold(-2, BLOCK, BLOCK).unfold(-2, BLOCK, BLOCK)
+        blocks = (x - GREY_ZERO).unfold(-2, BLOCK, BLOCK).unfold(-2, BLOCK, BLOCK)
         matrix = self._transform(x)
         return matrix @ blocks @ matrix.T
 
     def _from_blocks(self, coefficients: Tensor, x: Tensor) -> Tensor:
         matrix = self._transform(x)
-        return (matrix.T @ coefficients @ matrix).transpose(-3, -2).reshape(x.shape)
+        return (matrix.T @ coefficients @ matrix).transpose(-3, -2).reshape(x.shape) + GREY_ZERO

@@ -18,11 +18,13 @@ from anodiff.files import atomic_write
 from anodiff.visualize.pictures import image_uri
 from anodiff.visualize.report import printable
 
-Pictures = Callable[[], tuple[NDArray[np.uint8] | None, NDArray[np.uint8]]]
+Pictures = Callable[[], tuple[NDArray[np.uint8] | None, NDArray[np.uint8], *tuple[NDArray[np.uint8], ...]]]
 
 #: pictures are embedded for so many rows; every row is listed
 MOST_PICTURES = 200
 PICTURE_PX = 384
+#: of a picture below the two, which has several panels
+WIDE_PX = 768
 
 SCRIPT = (
     "document.addEventListener('input',e=>{const f=e.target.closest('figure');"
@@ -32,7 +34,10 @@ SCRIPT = (
 
 @dataclass(frozen=True)
 class RestoredRow:
-    """One input: ``pictures`` reads (before, after) as uint8 when it is shown, before None for a generated image."""
+    """One input: ``pictures`` reads (before, after) as uint8 when it is shown, before None for a generated image.
+
+    What it reads beyond these two is shown below them.
+    """
 
     id: str
     path: str
@@ -61,11 +66,12 @@ def write_restoration_report(
     for row in rows:
         if row.pictures is not None and len(views) < MOST_PICTURES:
             try:
-                before, after = row.pictures()
+                before, after, *below = row.pictures()
             except (AnodiffError, OSError):  # the file has gone since; its row is listed all the same
                 continue
             uris = (None if before is None else image_uri(before, PICTURE_PX), image_uri(after, PICTURE_PX))
-            views.append({"row": row, "before": uris[0], "after": uris[1], "shape": after.shape[:2]})
+            view = {"row": row, "before": uris[0], "after": uris[1], "shape": after.shape[:2]}
+            views.append({**view, "below": [image_uri(each, WIDE_PX) for each in below]})
     policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(SCRIPT)}"
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["printable"] = printable

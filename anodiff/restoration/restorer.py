@@ -13,9 +13,18 @@ from torch import Tensor
 
 from anodiff.diffusion import SAMPLERS, image_keys, karras_grid, log_grid, make_schedule
 from anodiff.errors import AnodiffError, ConfigError, InputError
-from anodiff.restoration.arguments import check_denoising, check_images, column, positive, shape_of, solver_name
+from anodiff.restoration.arguments import (
+    check_denoising,
+    check_images,
+    column,
+    kept_outside,
+    positive,
+    shape_of,
+    solver_name,
+)
 from anodiff.restoration.chains import BESIDE, Rows, number_keys, run_chains, trained_levels
-from anodiff.restoration.gradients import GradientDenoiser
+from anodiff.restoration.counterfactual import Counterfactual, check_class, counterfactual, of_class
+from anodiff.restoration.gradients import GradientDenoiser, WindowGradientDenoiser
 from anodiff.restoration.noise_level import (
     estimate_levels,
     stabilise_poisson,
@@ -56,6 +65,9 @@ class Restored:
 class Restorer:
     """Generates and restores with a model of images; no training for any of it.
 
+    A model of volumes (``volume.mode`` patches) takes them whole, of any size, through overlapping windows whose
+    estimates are averaged at every noise level.
+
     A result is a function of the model, the settings, the seed and the pixels: it has the same bits whatever the other
     images of the batch are (one ``network_batch``, one device), because every computation has that one batch shape.
 
@@ -95,12 +107,19 @@ class Restorer:
             raise ConfigError(f"sampler: expected one of {', '.join(SAMPLERS)}, found {sampler!r}")
         if steps < 1:
             raise ConfigError(f"steps: expected at least 1, found {steps}")
+        self.denoiser: GradientDenoiser | WindowGradientDenoiser
         self.denoiser = GradientDenoiser(model.denoiser, device, precision, network_batch)
+        volume = getattr(config, "volume", None)
+        if volume is not None and volume.mode == "patches":
+            self.denoiser = WindowGradientDenoiser(self.denoiser, volume.patch, volume.overlap)
         self.steps, self.grid_name, self.sampler, self.seed = steps, grid, sampler, seed
         diffusion = getattr(config, "diffusion", None)
         self.family = getattr(diffusion, "noise", "gaussian")
         self.scale = getattr(diffusion, "noise_scale", "unit")
         self.sigma_data = getattr(model.denoiser, "sigma_data", 0.5)
+        #: names of the classes that the model knows, and where its estimates are clamped
+        self.classes: tuple[str, ...] = tuple(getattr(config, "class_names", ()))
+        self.clip: float | None = getattr(model.denoiser, "clip", None)
         self._shape = shape_of(config)
         self._schedule = getattr(model, "schedule", None) or getattr(model.denoiser, "schedule", None)
         self.sigma_max, self.sigma_min = trained_levels(diffusion, self._schedule)
@@ -114,25 +133,36 @@ class Restorer:
 
     @torch.no_grad()
     def generate(
-        self, n: int | Sequence[int], *, seed: int | None = None, shape: tuple[int, ...] | None = None
+        self,
+        n: int | Sequence[int],
+        *,
+        seed: int | None = None,
+        shape: tuple[int, ...] | None = None,
+        label: str | None = None,
+        guidance: float = 1.0,
     ) -> Restored:
         """The first ``n`` images of a seed, or those of the given numbers (from 0): each depends on both alone.
 
-        shape: (C, *S); None takes the recipe's. Raises ConfigError for no image, or where no shape is known.
+        shape: (C, *S); None takes the recipe's. label: the class they are of; None is over all classes. guidance: its
+        weight, 1 draws the class as it is, more what is surest of it, for twice the calls.
+
+        Raises ConfigError for no image, an unknown class or weight, or where no shape is known.
         """
         numbers = range(n) if isinstance(n, int) else n
         shape = shape or self._shape
         if not len(numbers) or shape is None:
             raise ConfigError(f"generate: expected at least one image of a known shape, found {n} of shape {shape}")
+        check_class(self, label, guidance)
         keys = number_keys(numbers, self.seed if seed is None else seed)
-        grid, sample = self._grid(self.sigma_max), SAMPLERS[self.sampler or "dpmpp"]
-        if self.sampler == "ancestral" and getattr(self.denoiser.denoiser, "learned_variance", False):
+        denoiser = self.denoiser if label is None else of_class(self, label, guidance)
+        grid, sample = self.grid(self.sigma_max), SAMPLERS[self.sampler or "dpmpp"]
+        if label is None and self.sampler == "ancestral" and getattr(self.denoiser.denoiser, "learned_variance", False):
             preserving = self._schedule is not None and self._schedule.is_variance_preserving
             sample = partial(sample, variance="learned", preserving=preserving)
 
         def chain(rows: Rows) -> Tensor:
             noise = rows.source()
-            return sample(self.denoiser, self.sigma_max * noise(0), grid, noise)
+            return sample(denoiser, self.sigma_max * noise(0), grid, noise)
 
         images, nfe, _ = self._chains(keys, 1, shape, chain)
         return Restored(images[:, 0].to("cpu"), nfe)
@@ -218,15 +248,17 @@ class Restorer:
         seed: int | None = None,
         **options: Any,
     ) -> Restored:
-        """Fills images (N, C, *S) where the mask (*S) or (N, *S) is True; what they hold there is not looked at.
+        """Fills images (N, C, *S) where the mask (*S), (N, *S) or (N, C, *S) is True; what they hold there is
+        not looked at.
 
         Every other voxel is kept bit for bit, unless ``sigma_y`` says that it is noisy. Other arguments, and errors:
         see :meth:`restore`.
         """
         missing = mask.to(x.device, torch.bool)
-        if missing.shape not in (x.shape[2:], (len(x), *x.shape[2:])):
-            raise ConfigError(f"mask: expected the shape {tuple(x.shape[2:])}, found {tuple(missing.shape)}")
-        missing = missing.expand(len(x), *x.shape[2:]).unsqueeze(1)
+        if missing.shape != x.shape:
+            if missing.shape not in (x.shape[2:], (len(x), *x.shape[2:])):
+                raise ConfigError(f"mask: expected the shape {tuple(x.shape[2:])}, found {tuple(missing.shape)}")
+            missing = missing.expand(len(x), *x.shape[2:]).unsqueeze(1)
         y = torch.where(missing, 0, x)
         found = self.restore(
             None, Mask(missing), y, solver=solver, samples=samples, sigma_y=sigma_y, seed=seed, **options
@@ -274,7 +306,7 @@ class Restorer:
             raise ConfigError(f"samples: expected at least 1, found {samples}")
         shape = tuple(operator.rows(torch.tensor([0])).pinv(y[:1]).shape[1:])
         keys = image_keys(y, self.seed if seed is None else seed)
-        grid = self._grid(self.sigma_max)
+        grid = self.grid(self.sigma_max)
 
         def chain(rows: Rows) -> Tensor:
             noise = rows.source()
@@ -297,7 +329,7 @@ class Restorer:
         first = torch.zeros(1, dtype=torch.int64)
         rows = Rows(first, first, first, shape, self.family, self.scale)
         y = operator(torch.zeros(1, *shape))
-        posterior = self._posterior(name, operator, y, sigma_y, self._grid(self.sigma_max), rows, {})
+        posterior = self._posterior(name, operator, y, sigma_y, self.grid(self.sigma_max), rows, {})
         self._sampler(posterior)
         if name != Projected.name:
             _ = posterior.linear
@@ -335,13 +367,8 @@ class Restorer:
         """
         check_images(x)
         level = self.edit_level(sigma, strength)
-        kept = None
-        if mask is not None:
-            kept = ~mask.to(x.device, torch.bool)
-            if kept.shape not in (x.shape[2:], (len(x), *x.shape[2:])):
-                raise ConfigError(f"mask: expected the shape {tuple(x.shape[2:])}, found {tuple(kept.shape)}")
-            kept = kept.expand(len(x), *x.shape[2:]).unsqueeze(1)
-        grid, sample = self._grid(level), SAMPLERS[self.sampler or "dpmpp"]
+        kept = kept_outside(mask, x)
+        grid, sample = self.grid(level), SAMPLERS[self.sampler or "dpmpp"]
         operator = None if kept is None else Mask(~kept)
 
         def chain(rows: Rows) -> Tensor:
@@ -357,6 +384,10 @@ class Restorer:
         drawn, nfe, _ = self._chains(keys, 1, tuple(x.shape[1:]), chain)
         images = drawn[:, 0].to(x.device)
         return Restored(images if kept is None else torch.where(kept, x, images), nfe)
+
+    def counterfactual(self, x: Tensor, target: str, sigma: float | None = None, **options: Any) -> Counterfactual:
+        """Images (N, C, *S) as they would look in the class ``target``; see `counterfactual.counterfactual`."""
+        return counterfactual(self, x, target, sigma, **options)
 
     def _chains(
         self, keys: Tensor, samples: int, shape: tuple[int, ...], chain: Callable[[Rows], Tensor]
@@ -410,8 +441,10 @@ class Restorer:
         except TypeError as error:
             raise ConfigError(f"solver {name!r}: {str(error).split('() ')[-1]}") from None
 
-    def _grid(self, top: float) -> Tensor:
-        return GRIDS[self.grid_name](top, min(self.sigma_min, top / 4), self.steps)
+    def grid(self, top: float, final_zero: bool = True) -> Tensor:
+        """The levels of a chain from ``top`` down: ``steps`` steps, to 0 or to the lowest level that was learnt."""
+        low, count = min(self.sigma_min, top / 4), self.steps if final_zero else self.steps + 1
+        return GRIDS[self.grid_name](top, low, count, final_zero=final_zero)
 
     def _estimate(self, x: Tensor, level: Tensor) -> tuple[Tensor, int]:
         before = self.denoiser.calls
@@ -436,7 +469,7 @@ class Restorer:
         calls = 0
         for value in level.unique().tolist():
             chosen = (level == value).nonzero().flatten()
-            part, grid = x[chosen.to(x.device)], self._grid(value)
+            part, grid = x[chosen.to(x.device)], self.grid(value)
 
             def chain(rows: Rows, part: Tensor = part, grid: Tensor = grid) -> Tensor:
                 noisy = part[rows.image.to(part.device)].to(self.denoiser.device, torch.float32)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from anodiff.diffusion import sample_noise
-from anodiff.restoration.solvers import linearise
+from anodiff.diffusion.linearise import linearise
 
 #: voxels of one probe lie so far apart along each axis; what a denoiser links beyond that averages out by their signs
 PROBE_PX = 4

@@ -14,19 +14,26 @@ from anodiff.training.augment import augment
 
 @dataclass(frozen=True)
 class Drawn:
-    """A batch: clean (N, C, *S) in [-1, 1]; context (N, K, *S), what the denoiser is given beside, or None."""
+    """A batch: clean (N, C, *S) in [-1, 1]; context (N, K, *S), what the denoiser is given beside, or None.
+
+    label: (N,) int64, the class of each, negative where it has none; None for a model without classes.
+    """
 
     clean: Tensor
     context: Tensor | None = None
+    label: Tensor | None = None
 
     def rows(self, part: slice) -> Drawn:
         """Some of its rows."""
-        return Drawn(self.clean[part], None if self.context is None else self.context[part])
+        context, label = (None if each is None else each[part] for each in (self.context, self.label))
+        return Drawn(self.clean[part], context, label)
 
     def to(self, device: torch.device) -> Drawn:
         """The same on a device."""
-        context = None if self.context is None else self.context.to(device, non_blocking=True)
-        return Drawn(self.clean.to(device, non_blocking=True), context)
+        context, label = (
+            None if each is None else each.to(device, non_blocking=True) for each in (self.context, self.label)
+        )
+        return Drawn(self.clean.to(device, non_blocking=True), context, label)
 
 
 class Examples(Protocol):
@@ -44,14 +51,16 @@ class Examples(Protocol):
 
 @dataclass
 class ImageExamples:
-    """Images (M, C, *S) float32 in memory, augmented on the device."""
+    """Images (M, C, *S) float32 in memory, augmented on the device; labels: (M,) int64, where they have classes."""
 
     images: Tensor
     settings: AugmentConfig
+    labels: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def draw(self, index: Tensor, u: Tensor, device: torch.device) -> Drawn:
         """See `Examples`."""
-        return Drawn(augment(self.images[index].to(device, non_blocking=True), self.settings, u))
+        clean = augment(self.images[index].to(device, non_blocking=True), self.settings, u)
+        return Drawn(clean, label=None if self.labels is None else self.labels[index].to(device, non_blocking=True))

@@ -21,7 +21,7 @@ from anodiff.errors import DataError, InputError
 class ImageSet:
     """images: float32 (N, C, H, W); foreground: bool (N, H, W); groups and paths: N strings; failed: sentences.
 
-    ``hashes``: N numbers by which `anodiff.data.seen` knows an image again.
+    ``hashes``: N numbers by which `anodiff.data.seen` knows an image again. ``labels``: the class of each, where known.
     """
 
     images: Tensor
@@ -30,6 +30,7 @@ class ImageSet:
     paths: tuple[str, ...]
     failed: tuple[str, ...] = ()
     hashes: tuple[int, ...] = ()
+    labels: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -45,6 +46,7 @@ class ImageSet:
             tuple(self.paths[i] for i in chosen),
             self.failed,
             tuple(self.hashes[i] for i in chosen) if self.hashes else (),
+            tuple(self.labels[i] for i in chosen) if self.labels else (),
         )
 
     def sample(self, count: int, seed: int = 0) -> ImageSet:
@@ -56,11 +58,16 @@ class ImageSet:
 
 
 def load_images(
-    samples: SampleTable, preprocessor: Preprocessor, max_pixels: int, workers: int = 2, quiet: bool = False
+    samples: SampleTable,
+    preprocessor: Preprocessor,
+    max_pixels: int,
+    workers: int = 2,
+    quiet: bool = False,
+    labels: Sequence[int] = (),
 ) -> ImageSet:
     """Read and preprocess every image of a table; broken ones are left out and listed in ``failed``.
 
-    Raises DataError when not one image can be read.
+    ``labels``: the class of each row, which the images keep. Raises DataError when not one image can be read.
     """
     paths = list(samples.table["path"])
 
@@ -94,6 +101,7 @@ def load_images(
         tuple(paths[row] for row in kept),
         tuple(failed),
         tuple(hashes),
+        tuple(labels[row] for row in kept) if labels else (),
     )
 
 

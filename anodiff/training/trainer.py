@@ -10,7 +10,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from anodiff.config import AnodiffConfig
-from anodiff.diffusion import Denoiser, NoiseSchedule
+from anodiff.diffusion import NO_LABEL, Denoiser, NoiseSchedule
 from anodiff.diffusion.learned_schedule import LearnedSchedule
 from anodiff.diffusion.noise import sample_noise
 from anodiff.diffusion.objective import (
@@ -38,12 +38,13 @@ from anodiff.model import build_denoiser, schedule_of
 from anodiff.training.augment import NUMBERS
 from anodiff.training.ema import EMA
 from anodiff.training.examples import Drawn, Examples, ImageExamples
+from anodiff.training.masking import masked, random_boxes
 from anodiff.training.processes import Processes
 
 #: how often (in updates) the loss is brought to the host, shown and checked
 LOG_EVERY = 10
 #: streams of random numbers, kept apart
-NOISE, BATCH, ORDER, VALIDATION = 1, 2, 3, 4
+NOISE, BATCH, ORDER, VALIDATION, LABEL = 1, 2, 3, 4, 5
 
 
 def mix(*numbers: int) -> int:
@@ -93,10 +94,10 @@ class Trainer:
     """Trains ``config`` on ``examples``; ``validation`` is held out.
 
     examples: images (N, C, *S) in [-1, 1], kept in memory and augmented as the recipe says, or any `Examples`.
-    validation: images (M, C, *S), or a `Drawn` where examples have a context.
+    validation: images (M, C, *S), or a `Drawn` where examples have a context or classes.
 
-    ``step`` makes one update over ``batch_size * accumulate * processes`` images. ``notes``: sentences on what was not done
-    as asked.
+    ``step`` makes one update over ``batch_size * accumulate * processes`` images. ``notes``: sentences on what was not
+    done as asked.
     """
 
     def __init__(
@@ -113,6 +114,9 @@ class Trainer:
         self.processes = processes or Processes()
         self.examples: Examples = ImageExamples(examples, config.augment) if isinstance(examples, Tensor) else examples
         held = Drawn(validation) if isinstance(validation, Tensor) else validation
+        if (held.label is None) != (config.conditioning is None):
+            found = "none" if held.label is None else "some"
+            raise TrainingError(f"expected labels for a recipe with conditioning alone, found {found}")
         self.validation = held.rows(slice(config.training.validation_images)).to(device)
         torch.manual_seed(mix(config.training.seed, 0))
         layout = torch.channels_last if held.clean.ndim == 4 else torch.channels_last_3d
@@ -276,8 +280,16 @@ class Trainer:
         seed = self.config.training.seed
         return torch.tensor([mix(seed, stream, row) for row in rows.tolist()], dtype=torch.long).to(self.device)
 
+    def _uniform(self, rows: Tensor, stream: int) -> Tensor:
+        """A number in [0, 1) of each row counter, (N,) on the device."""
+        seed = self.config.training.seed
+        return torch.tensor([mix(seed, stream, row) / 2**62 for row in rows.tolist()]).to(self.device)
+
     def _loss(self, rows: Tensor, u_sigma: Tensor, u_augment: Tensor) -> Tensor:
         drawn = self.examples.draw(self._pick(rows), u_augment, self.device)
+        if self.config.conditioning is not None and drawn.label is not None:
+            kept = self._uniform(rows, LABEL) >= self.config.conditioning.drop
+            drawn = replace(drawn, label=drawn.label.where(kept, NO_LABEL))
         loss = self._denoising_loss(self.denoiser, drawn, u_sigma, self._keys(rows, NOISE))
         if isinstance(self.schedule, LearnedSchedule):
             sigma, weight = self._levels(u_sigma)
@@ -293,14 +305,25 @@ class Trainer:
     def _denoising_loss(self, denoiser: Denoiser, drawn: Drawn, u: Tensor, keys: Tensor) -> Tensor:
         diffusion, clean = self.config.diffusion, drawn.clean
         noise = sample_noise(diffusion.noise, keys, tuple(clean.shape[1:]), scale=diffusion.noise_scale)
+        shown, where = clean, None
         if diffusion.noise_where == "foreground":
             noise = within_foreground(noise, clean)
+        elif diffusion.noise_where == "box":
+            where = random_boxes(clean.shape[2:], keys)
+            noise = noise * where
+        if diffusion.mask != "none":
+            shown = masked(clean, diffusion.mask, keys)
         sigma, weight = self._levels(u)
         with autocast(self.device, self.precision):
             if isinstance(self.schedule, NoiseSchedule) and denoiser.learned_variance:
-                learned = partial(denoiser.with_variance, context=drawn.context)
+                learned = partial(denoiser.with_variance, context=self.context(drawn), label=drawn.label)
                 return hybrid_loss(learned, clean, sigma, noise, weight, self.schedule)
-            return denoising_loss(denoiser.given(drawn.context), clean, sigma, noise, weight)
+            given = denoiser.given(self.context(drawn), drawn.label)
+            return denoising_loss(given, clean, sigma, noise, weight, shown=shown, where=where)
+
+    def context(self, drawn: Drawn) -> Tensor | None:
+        """What the denoiser is given beside the noisy image: the noise-free one, or what was drawn with it."""
+        return drawn.clean if self.denoiser.sees_image else drawn.context
 
     def tensors(self) -> dict[str, Any]:
         """Weights, averaged weights and optimiser state, for a checkpoint."""

@@ -112,7 +112,8 @@ class VolumeNormals:
     """What a part of a data set gives.
 
     examples: slices or patches. paths, groups, hashes: one a volume that gave any; failed: a sentence for each other
-    one. covered: share of the foreground that is in any of its slices or patches.
+    one. covered: share of the foreground that is in any of its slices or patches. remarks: a sentence for each volume
+    that gave less than was asked for.
     """
 
     examples: SliceExamples | PatchExamples
@@ -121,6 +122,7 @@ class VolumeNormals:
     failed: tuple[str, ...]
     covered: float
     hashes: tuple[int, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -140,8 +142,7 @@ def read_normals(
             try:
                 volume = read_volume(part.path)
                 prepared = slicer.prepare(volume)
-                free = normal_voxels(part, volume, prepared, config.volume, slicer.axes(prepared.plan.model.shape))
-                shares.append(gather.add(store, prepared, volume, free))
+                shares.append(gather.add(store, prepared, volume, part))
                 kept.append(part)
                 hashes.append(volume_hash(volume))
             except InputError as error:
@@ -159,6 +160,7 @@ def read_normals(
         tuple(failed),
         sum(shares) / len(shares),
         tuple(hashes),
+        tuple(gather.remarks),
     )
 
 
@@ -170,33 +172,49 @@ def volume_hash(volume: Volume) -> int:
     return pixel_hash(RawImage(volume.data, volume.low, volume.high, volume.dtype, volume.path))
 
 
-def normal_voxels(
-    part: NormalPart, volume: Volume, prepared: PreparedVolume, config: VolumeConfig, axes: Sequence[int]
-) -> np.ndarray:
-    """bool (I, J, K) on the model's grid: what may be learnt from, or calibrated on.
+def normal_voxels(part: NormalPart, volume: Volume, prepared: PreparedVolume) -> np.ndarray:
+    """bool (I, J, K) on the model's grid: what a patch may hold that is learnt from, or calibrated on.
 
-    With slices along ``axes`` whole ones are out: a slice within LESION_MARGIN_MM of a lesion is not normal, nor is one
-    that would see it as a neighbour. With patches single voxels are out. Raises InputError for a mask that cannot be
-    used, and a slab of a volume that is cut along another axis.
+    Raises InputError for a mask that cannot be used.
     """
     spacing = spacing_mm(volume, prepared)
-    free = np.ones(prepared.plan.model.shape, dtype=bool)
     near = lesion_zone(part, volume, prepared, spacing)
-    if near is not None and config.mode == "patches":
-        free &= ~near
-    elif near is not None:
-        for axis in axes:
-            others = tuple(other for other in range(3) if other != axis)
-            free &= _along(_all_near(np.asarray(~near.any(axis=others)), config.neighbours), axis)
+    free = np.ones(prepared.plan.model.shape, dtype=bool) if near is None else ~near
     if part.slab is not None:
-        if config.mode == "slices" and tuple(axes) != (part.slab.axis,):
-            raise InputError(
-                f"{volume.path}: expected slices along {'ijk'[part.slab.axis]}, of which a part can be held out, found "
-                f"{' x '.join(map(str, prepared.plan.model.shape))} voxels"
-            )
         normal = free & prepared.foreground.numpy()
         free &= _along(slab_slices(part.slab, normal, float(spacing[part.slab.axis])), part.slab.axis)
     return free
+
+
+def normal_slices(
+    part: NormalPart, volume: Volume, prepared: PreparedVolume, config: VolumeConfig, axes: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each axis of the model's grid bool (n,): the slices across it that may be learnt from, or calibrated on.
+
+    A slice within LESION_MARGIN_MM of a lesion is not normal, nor is one that would see it as a neighbour; each axis of
+    ``axes`` has slices of its own, and a lesion may leave none along one of them. Raises InputError for a mask that
+    cannot be used, and a slab of a volume that is cut along another axis.
+    """
+    spacing = spacing_mm(volume, prepared)
+    near = lesion_zone(part, volume, prepared, spacing)
+    clear = [np.ones(side, dtype=bool) for side in prepared.plan.model.shape]
+    for axis in axes if near is not None else ():
+        clear[axis] = _all_near(np.asarray(~np.asarray(near).any(axis=_others(axis))), config.neighbours)
+    if part.slab is not None:
+        axis = part.slab.axis
+        if tuple(axes) != (axis,):
+            raise InputError(
+                f"{volume.path}: expected slices along {'ijk'[axis]}, of which a part can be held out, found "
+                f"{' x '.join(map(str, prepared.plan.model.shape))} voxels"
+            )
+        normal = prepared.foreground.numpy() & _along(clear[axis], axis)
+        clear[axis] &= slab_slices(part.slab, normal, float(spacing[axis]))
+    return clear[0], clear[1], clear[2]
+
+
+def _others(axis: int) -> tuple[int, ...]:
+    """The two other axes."""
+    return tuple(other for other in range(3) if other != axis)
 
 
 def lesion_zone(part: NormalPart, volume: Volume, prepared: PreparedVolume, spacing: np.ndarray) -> np.ndarray | None:
@@ -262,14 +280,19 @@ class _Slices:
         self.config, self.volume, self.slicer = config, config.volume, slicer
         self.rows: list[list[int]] = []
         self.planes: list[int] = []
+        self.remarks: list[str] = []
         self.count = 0
 
-    def add(self, store: IO[bytes], prepared: PreparedVolume, volume: Volume, free: np.ndarray) -> float:
+    def add(self, store: IO[bytes], prepared: PreparedVolume, volume: Volume, part: NormalPart) -> float:
         """Takes in a volume; the share of its foreground that is in a slice. Raises InputError where there is none."""
         before = len(self.rows)
-        covered = np.zeros(free.shape, dtype=bool)
-        for axis in self.slicer.axes(prepared.plan.model.shape):
-            images, rows = self._cut(prepared, volume, free, axis)
+        covered = np.zeros(prepared.plan.model.shape, dtype=bool)
+        axes = self.slicer.axes(prepared.plan.model.shape)
+        clear = normal_slices(part, volume, prepared, self.volume, axes)
+        without = []
+        for axis in axes:
+            images, rows = self._cut(prepared, volume, clear[axis], axis)
+            without += [] if rows else [str(axis)]
             store.write(images.half().numpy().tobytes())
             self.rows += [[self.count + place for place in stack] for stack, _ in rows]
             self.planes += [axis] * len(rows)
@@ -277,6 +300,11 @@ class _Slices:
             np.moveaxis(covered, axis, 0)[[number for _, number in rows]] = True
         if len(self.rows) == before:
             raise InputError(f"{volume.path}: expected a normal slice with enough foreground, found none")
+        if without:
+            self.remarks.append(
+                f"{volume.path}: no slice along {', '.join(without)} is normal with enough foreground, so nothing is "
+                "learnt from it along there (volume.axes)"
+            )
         foreground = prepared.foreground.numpy()
         return float(covered[foreground].mean()) if foreground.any() else 0.0
 
@@ -289,17 +317,15 @@ class _Slices:
         return SliceExamples(slices, torch.tensor(self.rows), torch.tensor(self.planes), self.config.augment, axes)
 
     def _cut(
-        self, prepared: PreparedVolume, volume: Volume, free: np.ndarray, axis: int
+        self, prepared: PreparedVolume, volume: Volume, clear: np.ndarray, axis: int
     ) -> tuple[Tensor, list[tuple[list[int], int]]]:
         """(slices (M, C, h, w), for each example the M of its stack and its place along the axis)."""
-        others = tuple(other for other in range(3) if other != axis)
-        clear = np.asarray(free.any(axis=others))
         if self.volume.statistics == "slice":
             stack = self.slicer.cut(prepared, axis, volume)
             keep = [n for n, place in enumerate(stack.index) if clear[place]]
             return stack.images[keep], [([n], stack.index[keep[n]]) for n in range(len(keep))]
         inside = prepared.foreground.numpy()
-        share = inside.mean(axis=others)
+        share = inside.mean(axis=_others(axis))
         index = [n for n in np.flatnonzero(clear).tolist() if share[n] > 0 and share[n] >= self.volume.min_foreground]
         last, reach = len(clear) - 1, range(-self.volume.neighbours, self.volume.neighbours + 1)
         stacks = {n: [min(max(n + step, 0), last) for step in reach] for n in index}
@@ -320,10 +346,12 @@ class _Patches:
         self.config, self.volume = config, config.volume
         self.sources: list[PatchSource] = []
         self.places: list[tuple[int, tuple[int, ...]]] = []
+        self.remarks: list[str] = []
         self.count = 0
 
-    def add(self, store: IO[bytes], prepared: PreparedVolume, volume: Volume, free: np.ndarray) -> float:
+    def add(self, store: IO[bytes], prepared: PreparedVolume, volume: Volume, part: NormalPart) -> float:
         """Takes in a volume; the share of its foreground that is in a patch. Raises InputError where there is none."""
+        free = normal_voxels(part, volume, prepared)
         image, foreground = _padded(prepared.image.numpy(), prepared.foreground.numpy(), self.volume.patch)
         allowed = np.pad(free, [(0, big - side) for big, side in zip(foreground.shape, free.shape, strict=True)])
         # What was padded is no lesion, and no place to centre a patch on either.

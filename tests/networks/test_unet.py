@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from anodiff.networks.unet import UNet, fold, unfold
+from anodiff.networks.grids import fold, unfold
+from anodiff.networks.unet import UNet
 
 
 def awake(net: UNet) -> UNet:

@@ -262,7 +262,7 @@ def test_a_single_patient_gives_both_sides_a_patch_that_may_turn(tmp_path: Path,
     assert len(read_normals(held, config).examples) > 0
     volume = read_volume(learnt[0].path)
     prepared = VolumeSlicer(config.preprocess, config.volume).prepare(volume)
-    kept, out = (normal_voxels(part, volume, prepared, config.volume, (2,)) for part in (learnt[0], held[0]))
+    kept, out = (normal_voxels(part, volume, prepared) for part in (learnt[0], held[0]))
     assert not (kept.any(axis=(0, 2)) & out.any(axis=(0, 2))).any()
 
 
