@@ -20,19 +20,22 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from anodiff.diffusion.linearise import linearise
 from anodiff.diffusion.samplers import DenoiserFn, Grid, NoiseSource, StepState
 from anodiff.errors import ConfigError
 from anodiff.restoration.operators import LinearOperator, Operator, reciprocal
 
 #: measurements are never taken for more exact: half a grey level of 256, uniformly distributed
 SIGMA_FLOOR = 1 / 127.5 / math.sqrt(12)
-CONJUGATE_GRADIENT_STEPS = 3
-#: a row whose residual fell below this share of its first one is solved
-CONJUGATE_GRADIENT_TOLERANCE = 1e-5
+RESIDUAL_STEPS = 3
+#: a row whose residual fell below this share of what there was to explain is solved
+RESIDUAL_TOLERANCE = 1e-5
+#: a row whose residual stays above this share of what there was to explain has no solution to be trusted
+RESIDUAL_LEFT = 0.9
+#: the root mean square of a correction, in standard deviations of the data, beyond which it is none of data
+LARGEST_CORRECTION = 3.0
 PROXIMAL_WEIGHT = 1.0
 RESAMPLINGS = 5
-
-Pullback = Callable[[Tensor], Tensor]
 
 
 class Posterior(ABC):
@@ -123,9 +126,19 @@ class Matched(Posterior):
     """D* = D + sigma^2 J' A' u with (sigma^2 A J' A' + sigma_y^2) u = y - A D: the posterior's own first two moments.
 
     J = dD/dx, so that sigma^2 J is the covariance of x_0 given x (Tweedie); exact for Gaussian data. The system is
-    solved by ``iterations`` steps of conjugate gradients, each one gradient of the denoiser, from the solution at the
-    noise level before: along a chain u changes little, and 3 steps do what 20 do from nothing. So an instance serves
-    one chain. sigma_y is at least SIGMA_FLOOR. An image's solution does not depend on the others of the batch.
+    solved by ``iterations`` steps of generalised conjugate residuals (Eisenstat, Elman & Schultz 1983), each one
+    gradient of the denoiser, from the solution at the noise level before where that is better than nothing: along a
+    chain u changes little, and 3 steps do what 20 do from nothing. So an instance serves one chain.
+
+    A network's Jacobian is only nearly a covariance, neither symmetric nor positive. So the residual is what is made
+    small, which never grows, and what is left of it is explained by the isotropic covariance r^2 of ``guided``; a row
+    whose residual stays large, or whose correction is larger than data are, is left to r^2 at that noise level.
+
+    sigma_y is at least SIGMA_FLOOR. sigma_data: standard deviation of the data. An image's solution does not depend on
+    the others of the batch.
+
+    Attributes:
+        isotropic: (N,) int64, at how many noise levels each row was left to r^2; None before any.
     """
 
     name = "matched"
@@ -137,42 +150,67 @@ class Matched(Posterior):
         y: Tensor,
         sigma_y: float = 0.0,
         *,
-        iterations: int = CONJUGATE_GRADIENT_STEPS,
+        iterations: int = RESIDUAL_STEPS,
+        sigma_data: float = 0.5,
     ) -> None:
         super().__init__(denoiser, operator, y, sigma_y)
         self.sigma_y = max(self.sigma_y, SIGMA_FLOOR)
         if iterations < 1:
             raise ConfigError(f"iterations: expected at least 1, found {iterations}")
-        self.iterations = iterations
+        self.iterations, self.sigma_data = iterations, sigma_data
+        self.isotropic: Tensor | None = None
         self._solution: Tensor | None = None
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """One call and at most ``iterations`` + 1 gradients."""
-        operator, variance, noise = self.linear, float(sigma) ** 2, self.sigma_y**2
+        variance = float(sigma) ** 2
         denoised, pullback = linearise(self.denoiser, x, sigma)
-        residual = self.y - operator(denoised)
-        change, solution = torch.zeros_like(denoised), torch.zeros_like(residual)
+        unexplained = self.y - self.linear(denoised)
+
+        def covariance(u: Tensor) -> Tensor:
+            return variance * pullback(self.linear.adjoint(u))
+
+        solution, change, residual = self._solved(covariance, unexplained, torch.zeros_like(denoised))
+        reduced = _norms(residual) <= RESIDUAL_LEFT * _norms(unexplained)
+        sound = reduced & (_norms(change) <= LARGEST_CORRECTION * self.sigma_data * math.sqrt(change[0].numel()))
+        self._solution = _where(sound, solution, torch.zeros_like(solution))
+        self.isotropic = (~sound).long() + (0 if self.isotropic is None else self.isotropic)
+        left = _where(sound, residual, unexplained)
+        expected = variance * self.sigma_data**2 / (variance + self.sigma_data**2)
+        isotropic = self.linear.solve(left, self.sigma_y**2 / expected)
+        return denoised + _where(sound, change, torch.zeros_like(change)) + isotropic
+
+    def _solved(
+        self, covariance: Callable[[Tensor], Tensor], unexplained: Tensor, change: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """u, sigma^2 J' A' u (``change``, 0 at first), and what u leaves of ``unexplained``: in no row more of it."""
+        noise, operator = self.sigma_y**2, self.linear
+        solution, residual = torch.zeros_like(unexplained), unexplained
+        whole = _norms(unexplained)
         if self._solution is not None:
-            solution = self._solution
-            change = variance * pullback(operator.adjoint(solution))
-            residual = residual - operator(change) - noise * solution
-        direction = residual
-        square = first = _row_sums(residual * residual)
+            brought = covariance(self._solution)
+            left = unexplained - operator(brought) - noise * self._solution
+            better = _norms(left) < whole
+            solution, change = _where(better, self._solution, solution), _where(better, brought, change)
+            residual = _where(better, left, residual)
+        earlier: list[tuple[Tensor, Tensor, Tensor]] = []
         for _ in range(self.iterations):
-            pulled = variance * pullback(operator.adjoint(direction))
+            direction, pulled = residual, covariance(residual)
             applied = operator(pulled) + noise * direction
-            curvature = _row_sums(direction * applied)
-            # A network's Jacobian is only nearly a covariance: a direction of no curvature ends that row's solution.
-            active = (curvature > 0) & (square > CONJUGATE_GRADIENT_TOLERANCE**2 * first)
-            step = torch.where(active, square / torch.where(active, curvature, 1), 0)
-            solution = solution + _rows(step, direction)
+            for u, c, r in earlier:
+                share = _row_sums(applied * r)
+                direction, pulled = direction - _rows(share, u), pulled - _rows(share, c)
+                applied = applied - _rows(share, r)
+            size = _norms(applied)
+            # What is left of a solved row is rounding, and scaling it up would make it a direction.
+            active = (size > 0) & (_norms(residual) > RESIDUAL_TOLERANCE * whole)
+            scale = torch.where(active, 1 / torch.where(active, size, 1), 0)
+            u, c, r = _rows(scale, direction), _rows(scale, pulled), _rows(scale, applied)
+            earlier.append((u, c, r))
+            step = _row_sums(residual * r)
             # J'A'u needs no gradient of its own: u is a sum of directions, and each is pulled back already.
-            change = change + _rows(step, pulled)
-            residual = residual - _rows(step, applied)
-            before, square = square, _row_sums(residual * residual)
-            direction = residual + _rows(torch.where(active, square / torch.where(active, before, 1), 0), direction)
-        self._solution = solution
-        return denoised + change
+            solution, change, residual = solution + _rows(step, u), change + _rows(step, c), residual - _rows(step, r)
+        return solution, change, residual
 
 
 class Projected(Posterior):
@@ -291,21 +329,6 @@ class Resampled(Posterior):
 SOLVERS: dict[str, type[Posterior]] = {each.name: each for each in (Matched, Guided, Proximal, Projected, Resampled)}
 
 
-def linearise(denoiser: DenoiserFn, x: Tensor, sigma: Tensor) -> tuple[Tensor, Pullback]:
-    """D(x, sigma) and the map v -> J'v with J = dD/dx, which may be called several times; both without a graph."""
-    own: Callable[[Tensor, Tensor], tuple[Tensor, Pullback]] | None = getattr(denoiser, "linearise", None)
-    if own is not None:
-        return own(x, sigma)
-    with torch.enable_grad():
-        leaf = x.detach().clone().requires_grad_()
-        denoised = denoiser(leaf, sigma)
-
-    def pullback(v: Tensor) -> Tensor:
-        return torch.autograd.grad(denoised, leaf, v, retain_graph=True)[0]
-
-    return denoised.detach(), pullback
-
-
 def _ancestral(a: float, b: float) -> tuple[float, float]:
     """Of the ancestral step from level a to b: its noise, and the weight of the estimate in it."""
     return (b / a) * math.sqrt(a * a - b * b), 1 - (b / a) ** 2
@@ -313,6 +336,15 @@ def _ancestral(a: float, b: float) -> tuple[float, float]:
 
 def _row_sums(values: Tensor) -> Tensor:
     return values.flatten(1).sum(dim=1)
+
+
+def _norms(values: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(values.flatten(1), dim=1)
+
+
+def _where(rows: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
+    """The images (N, C, *S) of ``chosen`` where a row (N,) is True, else of ``other``."""
+    return torch.where(rows.reshape(-1, *(1,) * (chosen.ndim - 1)), chosen, other)
 
 
 def _rows(factors: Tensor, values: Tensor) -> Tensor:

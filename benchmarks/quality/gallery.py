@@ -37,8 +37,6 @@ BIN = 2 / 255
 LEVELS = 48
 #: of what is measured, before it is restored
 NOISE = 0.02
-#: of inpaint and restore: `matched`, the default, may diverge on a network of three minutes' training
-SOLVER = "proximal"
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,7 @@ def inpainted(model: DiffusionModel, device: str, seed: int) -> Rows:
     ill, lesion = phantom(39, "bright")
     around = torch.nn.functional.max_pool2d(lesion[None, None].float(), 9, 1, 4)[0, 0] > 0
     for name, image, hole in (("phantom", clean, box), ("with a lesion", ill, around)):
-        found = restorer.inpaint(image, hole, solver=SOLVER, samples=3)
+        found = restorer.inpaint(image, hole, samples=3)
         assert found.samples is not None
         hidden = torch.where(hole, torch.nan, image[0, 0])
         samples = [Panel(f"filled, sample {k}", found.samples[0, k, 0]) for k in range(3)]
@@ -149,7 +147,7 @@ def restored(model: DiffusionModel, device: str, seed: int) -> Rows:
     for name, operator in operators:
         y = operator(clean)
         y = y + NOISE * sample_noise("gaussian", image_keys(y, seed), tuple(y.shape[1:]))
-        found = restorer.restore(None, operator, y, solver=SOLVER, sigma_y=NOISE, samples=4)
+        found = restorer.restore(None, operator, y, sigma_y=NOISE, samples=4)
         assert found.samples is not None
         mean = found.samples.mean(1)
         linear = operator.pinv(y)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from anodiff.diffusion import SAMPLERS, karras_grid
+from anodiff.diffusion.linearise import linearise
 from anodiff.errors import ConfigError
 from anodiff.restoration.operators import (
     LinearOperator,
@@ -19,7 +20,7 @@ from anodiff.restoration.operators import (
     gaussian_blur,
 )
 from anodiff.restoration.quantisation import Jpeg
-from anodiff.restoration.solvers import SOLVERS, Guided, Matched, Posterior, Projected, Proximal, Resampled, linearise
+from anodiff.restoration.solvers import SOLVERS, Guided, Matched, Posterior, Projected, Proximal, Resampled
 
 HOLE = torch.zeros(6, 6, dtype=torch.bool)
 HOLE[2:5, 1:5] = True
@@ -121,6 +122,65 @@ def test_matched_step_is_the_posterior_mean_at_each_level(gaussian_data: Any) ->
     solver = Matched(gaussian_data, operator, y, SIGMA_Y, iterations=9)
     torch.testing.assert_close(solver(x, torch.tensor(0.5)).flatten(), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(solver(x, torch.tensor(0.5)).flatten(), expected, rtol=1e-4, atol=1e-5)  # warm
+
+
+class Untrue:
+    """Gaussian data as a network has them: the estimate is some percent off, by a field that is no gradient.
+
+    What the field adds to the Jacobian is as far from symmetric as random matrices are, and sigma^2 of it is large.
+    """
+
+    def __init__(self, data: Any, error: float) -> None:
+        generator = torch.Generator().manual_seed(5)
+        self.data = data
+        self.field = error / 6 * torch.randn(36, 36, generator=generator, dtype=torch.float64)
+
+    def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        level = float(sigma)
+        wrong = 0.5 * level / (level**2 + 0.25) * (x.flatten(1) - self.data.mean) @ self.field
+        return self.data(x, sigma) + wrong.reshape(x.shape)
+
+
+@pytest.mark.parametrize("name", ["mask", "kspace"])
+def test_matched_survives_a_jacobian_that_is_no_covariance(gaussian_data: Any, name: str) -> None:
+    """As near the posterior's mean as `guided` is, and no value beyond those of its samples."""
+    operator, grid, noise = OPERATORS[name], karras_grid(5, 0.02, 24), Source(gaussian_data, 16, 1)
+    y = measured(gaussian_data, operator).expand(32, *operator(gaussian_data.draw()).shape[1:])
+    mean, _ = gaussian_data.posterior(operator, y[:1], SIGMA_Y)
+    error, largest = {}, {}
+    for make in (Matched, Guided):
+        posterior = make(Untrue(gaussian_data, 0.1), operator, y, SIGMA_Y)
+        samples = SAMPLERS["dpmpp"](posterior, 5 * noise(0), grid).flatten(1)
+        error[make.name], largest[make.name] = (
+            float((samples - mean).square().mean().sqrt()),
+            float(samples.abs().max()),
+        )
+    print(error, largest)
+    assert error["matched"] < 1.1 * error["guided"]
+    assert largest["matched"] < 1.1 * largest["guided"]
+
+
+@pytest.mark.parametrize(("matrix", "iterations"), [("rotation", 1), ("leak", 3)])
+def test_matched_falls_back_on_the_isotropic_covariance(gaussian_data: Any, matrix: str, iterations: int) -> None:
+    """Where the residual stays (J turns everything by 90 degrees), and where the correction is far beyond data."""
+    jacobian = torch.zeros(36, 36, dtype=torch.float64)
+    if matrix == "rotation":
+        jacobian[0, 1], jacobian[1, 0] = 1, -1
+    else:
+        jacobian[0, 0], jacobian[HOLE.flatten().nonzero()[0], 0] = 1, 1000
+    operator, x = OPERATORS["mask"], torch.zeros(2, 1, 6, 6, dtype=torch.float64)
+    y = torch.zeros_like(x)
+    y[1, 0, 0, 0] = 0.5
+
+    def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
+        return (x.flatten(1) @ jacobian).reshape(x.shape)
+
+    solver = Matched(denoiser, operator, y, SIGMA_Y, iterations=iterations)
+    found = solver(x, torch.tensor(2.0))
+    expected = 4 * 0.25 / (4 + 0.25)
+    assert solver.isotropic is not None
+    assert solver.isotropic.tolist() == [0, 1]
+    torch.testing.assert_close(found, y * expected / (expected + SIGMA_Y**2), rtol=1e-6, atol=0)
 
 
 def test_rows_do_not_depend_on_each_other(gaussian_data: Any) -> None:
