@@ -138,7 +138,7 @@ def run(
     )
     store_calibration(model, detector.name, calibration)
     model.save(output)
-    for note in (*detector.notes, *known.notes):
+    for note in detector.notes:
         say(f"note: {note}", quiet)
     if known.failed:
         say(left_out(known.failed), quiet)
@@ -156,13 +156,12 @@ def run(
 class CalibrationNormals:
     """Normals read for a calibration.
 
-    deciding: set the threshold. fitting: for the normal error, None where `deciding` is to be split. notes: sentences
-    on what the model has learnt from. failed: a sentence for each image left out.
+    deciding: set the threshold. fitting: for the normal error, None where `deciding` is to be split. failed: a sentence
+    for each image left out.
     """
 
     deciding: ImageSet
     fitting: ImageSet | None
-    notes: tuple[str, ...]
 
     @property
     def failed(self) -> tuple[str, ...]:
@@ -180,7 +179,10 @@ def read_normals(
     seed: int,
     quiet: bool,
 ) -> CalibrationNormals:
-    """The normals of a data set, at most as many as the recipe says. Raises DataError, see `trained_note`."""
+    """The normals of a data set, at most as many as the recipe says; says which of them the model has learnt from.
+
+    Raises DataError, see `trained_note`.
+    """
     from anodiff.data.layouts import load_table
     from anodiff.training.images import load_images
 
@@ -194,9 +196,10 @@ def read_normals(
     say(f"{normals}: layout {samples.layout}", quiet)
     fitting, threshold = normal_parts(samples)
     deciding = read(threshold, limits.threshold_images)
-    notes = trained_note(model, deciding.hashes, normals, allow_trained)
+    for note in trained_note(model, deciding.hashes, normals, allow_trained):
+        say(f"note: {note}", quiet)
     first = None if fitting is None else read(fitting, limits.standardise_images)
-    return CalibrationNormals(deciding, first, notes)
+    return CalibrationNormals(deciding, first)
 
 
 def trained_note(

@@ -76,7 +76,7 @@ def run_job_command(name: str, arguments: Sequence[str]) -> int:
         app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=HELP_OPTIONS)
         app.command(name)(module.main)
     try:
-        typer.main.get_command(app).main(list(arguments), prog_name=f"anodiff {name}")
+        code = typer.main.get_command(app).main(list(arguments), prog_name=f"anodiff {name}", standalone_mode=False)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except AnodiffError as error:
@@ -84,10 +84,25 @@ def run_job_command(name: str, arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("anodiff: interrupted", file=sys.stderr)
         return 130
-    return 0
+    except Exception as error:
+        return _misused(error)
+    return code if isinstance(code, int) else 0
 
 
 HELP_OPTIONS = {"help_option_names": ["--help", "-h"]}
+
+
+def _misused(error: Exception) -> int:
+    """Shows an error in the arguments as the parser does, less the words by which its validator tells its own.
+
+    Such an error is known by its ``show``, since typer has it from click or brings its own click along, by its version.
+    """
+    if not hasattr(error, "show"):
+        raise error
+    if isinstance(message := getattr(error, "message", None), str):
+        error.message = message.removeprefix("Value error, ")  # type: ignore[attr-defined]
+    error.show()
+    return int(getattr(error, "exit_code", 2))
 
 
 def _complain(message: str) -> int:

@@ -44,13 +44,14 @@ def run(
     rows = normal_clips(table)
     with Progress(len(rows), "clips", "reading", quiet=quiet) as progress:
         clips = read_clips(rows, model.config, progress=progress)
-    notes = trained_note(model, clips.hashes, normals, allow_trained)
+    for note in trained_note(model, clips.hashes, normals, allow_trained):
+        say(f"note: {note}", quiet)
     keep = output.parent / STATE_FOLDER / f"calibration-{output.stem}"
     calibration = fit(detector, clips, model.config.calibration, batch_size=batch_size, keep=keep, quiet=quiet)
     store_calibration(model, detector.name, calibration)
     model.save(output)
     remove_kept(keep)
-    for note in (*detector.notes, *notes):
+    for note in detector.notes:
         say(f"note: {note}", quiet)
     if clips.failed:
         say(left_out(clips.failed), quiet)
@@ -88,6 +89,7 @@ def fit(
             most_deciding=limits[1],
             batch_size=batch_size,
             progress=progress.update,
+            taken=progress.skip,
             pieces=pieces,
         )
     bands = "none" if calibration.band_scale is None else "by height"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anodiff.anomaly.clip_blocks import footage_seconds
-from anodiff.anomaly.event_rule import EventRule
+from anodiff.anomaly.event_rule import EventRule, footage
 from anodiff.engine.device import describe
 from anodiff.engine.loop import Summary
 from anodiff.engine.store import Item
@@ -168,5 +168,5 @@ def promises(rule: EventRule | None) -> list[str]:
     return [
         f"An event rises above {rule.high:.4g}, where at most {rule.rate:g} false alarms an hour are expected; it "
         f"lasts while the score is above {rule.low:.4g}, which {rule.settings.low_share:.0%} of normal frames are.",
-        f"Set on {rule.hours:.3g} hours of normal footage. Events in it: {rule.on_normals.sentence()}.",
+        f"Set on {footage(rule.hours)} of normal footage. Events in it: {rule.on_normals.sentence()}.",
     ]

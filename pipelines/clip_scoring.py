@@ -53,6 +53,7 @@ def run(
     """Score recorded clips; returns what was done. Errors of the run as a whole are AnodiffErrors."""
     from anodiff.data.video.clip import expand_clips, is_live
     from anodiff.pipelines.clip_annotating import annotate_clips, refuse_uncalibrated
+    from anodiff.pipelines.closing import say_anomalous
     from anodiff.pipelines.score import outside
 
     sources = expand_clips(inputs)
@@ -74,7 +75,8 @@ def run(
             write_report(output / "report.html", job, items, rows, facts=facts_of(job, summary, rows))
             if annotate:
                 annotate_clips(job, items, store, quiet=quiet)
-    say(f"{summary.sentence().replace('images/s', 'clips/s')}; {detector.nfe} denoiser calls a frame", quiet)
+            say_anomalous(rows, "clips", quiet)
+    say(f"{summary.sentence('clips')}; {detector.nfe} denoiser calls a frame", quiet)
     report = "" if summary.interrupted else ", report.html"
     say(f"wrote {output / 'scores.csv'}, frames.csv, events.csv{report}", quiet)
     return summary
@@ -120,7 +122,7 @@ def evaluate(
         summary = score_items(job, items, store, workers=model.config.engine.workers, quiet=quiet)
         recorded = list(store.rows(items))
     if summary.interrupted:
-        say(f"{summary.sentence()}; wrote {output / 'scores.csv'}", quiet)
+        say(f"{summary.sentence('clips')}; wrote {output / 'scores.csv'}", quiet)
         return summary, {}
     raw, smoothed = truths_of(job, items, recorded)
     seconds = [row["seconds"] for row in recorded if row["status"] == "ok"]
@@ -142,7 +144,7 @@ def evaluate(
     typer.echo(table_text(["metric", "value", "95 % low", "high"], metric_rows(metrics)))
     if baselines:
         clip_baselines.run(table, rows, recorded, model, metrics, output, detector.denoiser.device, quiet=quiet)
-    say(f"{summary.sentence().replace('images/s', 'clips/s')}; {detector.nfe} denoiser calls a frame", quiet)
+    say(f"{summary.sentence('clips')}; {detector.nfe} denoiser calls a frame", quiet)
     say(f"wrote {output / 'metrics.json'} and report.html", quiet)
     return summary, metrics
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -108,8 +109,12 @@ def with_common(main: Callable[..., None]) -> Callable[..., None]:
 
 
 def within_memory(overrides: list[str] | None, most: float | None) -> list[str] | None:
-    """Overrides of the recipe with ``--max-memory`` among them."""
-    return overrides if most is None else [*(overrides or []), f"engine.max_memory={most}"]
+    """Overrides of the recipe with ``--max-memory`` among them. Raises ConfigError where it is no amount."""
+    if most is None:
+        return overrides
+    if not 0 < most < math.inf:
+        raise ConfigError(f"--max-memory: expected GiB above 0, found {most:g}")
+    return [*(overrides or []), f"engine.max_memory={most}"]
 
 
 def open_model(path: Path, overrides: list[str] | None, allowed: tuple[str, ...]) -> DiffusionModel:

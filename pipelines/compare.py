@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anodiff.errors import DataError
+from anodiff.pipelines.closing import few_groups_note
 from anodiff.pipelines.common import say, table_text
 from anodiff.pipelines.truth import Run, pixel_threshold, read_run
 
@@ -324,7 +325,8 @@ def sides_text(found: Mapping[str, Any]) -> list[str]:
 
 
 def notes_of(found: Mapping[str, Any], runs: Sequence[Run]) -> Iterator[str]:
-    """What the reader should know of the pairing."""
+    """What the reader should know of the intervals and the pairing."""
+    yield from (f"note: {note}" for note in few_groups_note(found["n_groups"]))
     left_out = found["left_out"]
     if left_out:
         first = left_out[0]

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from anodiff.errors import ConfigError, StorageError
+from anodiff.errors import ConfigError
+from anodiff.pipelines.common import new_file
 
 app = typer.Typer(
     add_completion=False,
@@ -49,14 +50,15 @@ def copy(
     name: Name,
     destination: Annotated[Path, typer.Argument(help="A new file, or a folder.")] = Path(),
 ) -> None:
-    """Copy a recipe to change it; a file that is there already is left alone."""
+    """Copy a recipe, to change it.
+
+    A file that is there already is left alone; a folder that is missing is made.
+    """
     from anodiff.files import atomic_write
 
     source = _shipped(name)
     target = destination / source.name if destination.is_dir() else destination
-    if target.exists():
-        raise StorageError(f"{target}: expected a new file, found one that is there already")
-    atomic_write(target, source.read_bytes())
+    atomic_write(new_file(target), source.read_bytes())
     typer.echo(f"wrote {target}")
 
 

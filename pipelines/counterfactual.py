@@ -19,7 +19,7 @@ from anodiff.engine.store import Item
 from anodiff.errors import ConfigError
 from anodiff.files import make_folder
 from anodiff.pipelines.common import Common, open_model
-from anodiff.pipelines.restoring import Batch, Done, RestoringJob, run_restoring
+from anodiff.pipelines.restoring import Batch, Done, RestoringJob, computing, run_restoring
 from anodiff.pipelines.restoring_masks import mask_settings, mask_source
 from anodiff.pipelines.restoring_options import OPEN_KEYS
 from anodiff.restoration import Restored, Restorer
@@ -109,7 +109,7 @@ def run(
     """Counterfactuals of `inputs`; returns what was done. Errors of the run as a whole are AnodiffErrors."""
     model = open_model(model_path, common.overrides, OPEN_KEYS)
     source = mask_source(mask, box, model.config.preprocess.max_pixels)
-    restorer = Restorer(model, steps=steps, sampler=sampler, **common.computing)
+    restorer = Restorer(model, steps=steps, sampler=sampler, **computing(model, common))
     check(restorer, target.label, restorer.edit_level(sigma, strength), **target.options)
 
     def task(batch: Batch) -> tuple[Restored, Tensor | None]:

@@ -106,7 +106,7 @@ def run(
 
     import torch
 
-    from anodiff.pipelines.restoring import RestoringJob, run_restoring
+    from anodiff.pipelines.restoring import RestoringJob, computing, run_restoring
     from anodiff.pipelines.volume_restoring import open_restoring, run_volumes
     from anodiff.pipelines.volume_restoring_job import VolumeRestoringJob
     from anodiff.restoration import Restorer
@@ -122,7 +122,7 @@ def run(
     model, volumes = open_restoring(model_path, inputs, common)
     if kind == "poisson":
         _check_counts(model)
-    restorer = Restorer(model, steps=steps, **common.computing)
+    restorer = Restorer(model, steps=steps, **computing(model, common))
     if sample and level is not None:
         restorer.check_level(level)
     fell_back = False

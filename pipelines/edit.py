@@ -99,7 +99,7 @@ def run(
 ) -> Summary:
     """Edit `inputs` with a model file; returns what was done. Errors of the run as a whole are AnodiffErrors."""
     from anodiff.pipelines import counterfactual
-    from anodiff.pipelines.restoring import RestoringJob, run_restoring
+    from anodiff.pipelines.restoring import RestoringJob, computing, run_restoring
     from anodiff.pipelines.restoring_masks import mask_settings, mask_source
     from anodiff.restoration import Restorer
 
@@ -114,7 +114,7 @@ def run(
     counterfactual.refuse_alone(target)
     model = open_model(model_path, common.overrides, OPEN_KEYS)
     source = mask_source(mask, box, model.config.preprocess.max_pixels)
-    restorer = Restorer(model, steps=steps, sampler=sampler, **common.computing)
+    restorer = Restorer(model, steps=steps, sampler=sampler, **computing(model, common))
     restorer.edit_level(sigma, strength)
 
     def task(batch: Batch) -> tuple[Restored, Tensor | None]:

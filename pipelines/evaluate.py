@@ -129,6 +129,7 @@ def run(
     from anodiff.files import write_json
     from anodiff.metrics import curves_of
     from anodiff.pipelines import clip_scoring, volume_evaluating, volume_scoring
+    from anodiff.pipelines.closing import few_groups_note
     from anodiff.pipelines.reporting import write_score_report
     from anodiff.pipelines.scoring import Outputs, ScoreJob, items_of_table, run_settings, score_items
     from anodiff.pipelines.truth import write_truth
@@ -169,10 +170,11 @@ def run(
             say(f"{summary.sentence()}; wrote {output / 'scores.csv'}", quiet)
             return summary, {}
         pools = pooled(job, items, rows)
-        learnt = (*doubts, *trained_notes(rows), *empty_mask_notes(items, rows, pools))
+        metrics = measured(job, pools, rows)
+        few = few_groups_note(metrics["n_groups"])
+        learnt = (*doubts, *trained_notes(rows), *empty_mask_notes(items, rows, pools), *few)
         for note in learnt:
             say(f"note: {note}", quiet)
-        metrics = measured(job, pools, rows)
         write_json(output / "metrics.json", metrics)
         typer.echo(table_text(["metric", "value", "95 % low", "high"], metric_rows(metrics)))
         write_score_report(

@@ -120,13 +120,13 @@ def run(
 ) -> Summary:
     """Generate ``count`` images of a model file; returns what was done. Errors of the run are AnodiffErrors."""
     from anodiff.engine.store import Item
-    from anodiff.pipelines.restoring import chain_settings, run_items
+    from anodiff.pipelines.restoring import chain_settings, computing, run_items
     from anodiff.pipelines.volume_generating import VolumeGenerateJob, makes_volumes
     from anodiff.restoration import Restorer
     from anodiff.restoration.counterfactual import check_class
 
     model = open_model(model_path, common.overrides, OPEN_KEYS)
-    restorer = Restorer(model, steps=steps, sampler=sampler, **common.computing)
+    restorer = Restorer(model, steps=steps, sampler=sampler, **computing(model, common))
     check_class(restorer, class_, guidance)
     volumes = makes_volumes(model, npy)
     of = {"label": class_, "guidance": guidance}

@@ -121,4 +121,5 @@ def with_heatmaps(scoring: Summary, drawing: Summary, store: ResultStore) -> Sum
         images_per_second=scoring.images_per_second * scoring.seconds / seconds,
         device_busy_share=scoring.device_busy_share * scoring.seconds / seconds,
         interrupted=drawing.interrupted,
+        failures=(*scoring.failures, *drawing.failures),
     )

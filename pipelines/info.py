@@ -11,6 +11,7 @@ from anodiff.pipelines.common import Model, table_text
 
 if TYPE_CHECKING:
     from anodiff.anomaly.calibration import Calibration
+    from anodiff.config import VideoConfig
     from anodiff.model import DiffusionModel
 
 
@@ -39,7 +40,8 @@ def facts_of(model: DiffusionModel) -> dict[str, Any]:
         "parameters": model.parameters,
         "config": model.config.model_dump(mode="json"),
         "calibrations": {
-            name: calibration_facts(found, model.config.preprocess.size) for name, found in model.calibrations.items()
+            name: calibration_facts(found, model.config.preprocess.size) | event_facts(found, model.config.video)
+            for name, found in model.calibrations.items()
         },
         "provenance": model.provenance,
     }
@@ -64,6 +66,25 @@ def calibration_facts(calibration: Calibration, size: tuple[int, int]) -> dict[s
     }
 
 
+def event_facts(calibration: Calibration, video: VideoConfig | None) -> dict[str, Any]:
+    """What a calibration on clips promises of events at the recipe's rate; nothing of images and volumes."""
+    from anodiff.anomaly.clip_calibration import ClipCalibration
+    from anodiff.anomaly.clip_rule import rule_from
+
+    if video is None or not isinstance(calibration, ClipCalibration):
+        return {}
+    rule = rule_from(calibration, video)
+    return {
+        "events": {
+            "false_alarms_per_hour": rule.rate,
+            "threshold": rule.high,
+            "normal_hours": rule.hours,
+            "lowest_false_alarms_per_hour": rule.lowest_rate,
+            "message": rule.message,
+        }
+    }
+
+
 def text_of(model: DiffusionModel, facts: dict[str, Any]) -> str:
     """The facts for a reader."""
     config = model.config
@@ -83,14 +104,35 @@ def text_of(model: DiffusionModel, facts: dict[str, Any]) -> str:
     lines += [f"  {name:<11} {value}" for name, value in flatten(model.provenance)]
     if not facts["calibrations"]:
         return "\n".join([*lines, "not calibrated: scores are raw until `anodiff calibrate` has seen normal images"])
-    header = ["preset", "NFE", "threshold", "false alarms", "normals", "pixel threshold (5 %)"]
+    kind = "frame threshold" if model.config.video is not None else "threshold"
+    header = ["preset", "NFE", kind, "false alarms", "normals", "pixel threshold (5 %)"]
     rows = [
         [name, found["nfe"], found["threshold"], f"{found['rate']:g} per {found['unit']}", found["normals"],
          found["pixel_threshold_fpr5"]]
         for name, found in facts["calibrations"].items()
     ]  # fmt: skip
     messages = [f"{name}: {found['message']}" for name, found in facts["calibrations"].items() if found["message"]]
+    messages += [f"{name}: {events_text(found)}" for name, found in facts["calibrations"].items() if "events" in found]
     return "\n".join([*lines, "calibrated for", indent(table_text(header, rows)), *messages])
+
+
+def events_text(facts: dict[str, Any]) -> str:
+    """The two thresholds of a calibration on clips in words: of frames, and of events."""
+    from anodiff.anomaly.event_rule import RATE_KEY, footage
+
+    found = facts["events"]
+    frames = "frames have no threshold"
+    if facts["threshold"] is not None:
+        share, level = f"{100 * facts['rate']:g} %", f"{facts['threshold']:.4g}"
+        frames = f"at most {share} of normal frames score above the frame threshold {level}"
+    head = f"{frames}; events have a threshold of their own"
+    if found["threshold"] is None:
+        return f"{head}, and this model has none: {found['message']}"
+    return (
+        f"{head}, {found['threshold']:.4g}, for {found['false_alarms_per_hour']:g} false alarms an hour, set on "
+        f"{footage(found['normal_hours'])} of normal footage; the lowest rate that can be asked of these is "
+        f"{found['lowest_false_alarms_per_hour']:g} an hour (--set {RATE_KEY})"
+    )
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -105,7 +105,7 @@ def run(
     """Inpaint `inputs` with a model file; returns what was done. Errors of the run as a whole are AnodiffErrors."""
     import torch
 
-    from anodiff.pipelines.restoring import RestoringJob, run_restoring
+    from anodiff.pipelines.restoring import RestoringJob, computing, run_restoring
     from anodiff.pipelines.restoring_masks import mask_settings, mask_source
     from anodiff.pipelines.volume_masks import volume_mask_settings, volume_mask_source
     from anodiff.pipelines.volume_restoring import open_restoring, run_volumes
@@ -120,7 +120,7 @@ def run(
     model, volumes = open_restoring(model_path, inputs, common)
     shape = shape_of(model.config)
     assert shape is not None
-    restorer = Restorer(model, steps=steps, sampler=sampler, **common.computing)
+    restorer = Restorer(model, steps=steps, sampler=sampler, **computing(model, common))
     restorer.check(Mask(torch.zeros(shape[1:], dtype=torch.bool)), shape, solver=solver)
     settings: dict[str, Any] = {"solver": solver}
     given = (model_path, model, restorer, inputs, settings)
@@ -140,7 +140,8 @@ def run(
         return run_volumes(volume_job, *given, name="inpaint", common=common, npy=npy)
     source = mask_source(mask, box, model.config.preprocess.max_pixels)
     settings |= mask_settings(mask, box)
-    find = _detector(model, preset, common, settings) if where_anomalous else None
+    rows = restorer.denoiser.network_batch
+    find = _detector(model, preset, rows, common, settings) if where_anomalous else None
 
     def task(batch: Batch) -> tuple[Restored, Tensor | None]:
         masks = batch.masks if find is None else find(batch)
@@ -152,12 +153,15 @@ def run(
 
 
 def _detector(
-    model: DiffusionModel, preset: str | None, common: Common, settings: dict[str, Any]
+    model: DiffusionModel, preset: str | None, rows: int, common: Common, settings: dict[str, Any]
 ) -> Callable[[Batch], Tensor]:
-    """What finds masks (N, h, w) of where a batch is anomalous; ``settings`` learns what they depend on."""
+    """What finds masks (N, h, w) of where a batch is anomalous; ``settings`` learns what they depend on.
+
+    rows: that its network sees at once: those of the chain, whose batches it is given.
+    """
     from anodiff.anomaly import AnomalyDetector
 
-    detector = AnomalyDetector(model, preset or model.config.preset, **common.computing)
+    detector = AnomalyDetector(model, preset or model.config.preset, network_batch=rows, **common.computing)
     if detector.calibration is None:
         raise _not_calibrated(detector.notes[0])
     threshold = detector.calibration.pixel_quantiles[NORMAL_SHARE]

@@ -86,14 +86,13 @@ def run(
     common: Common = COMMON,
 ) -> Summary:
     """Measure `inputs` with a model file; returns what was done. Errors of the run as a whole are AnodiffErrors."""
-    from anodiff.data.layouts import expand_inputs
     from anodiff.engine.device import describe
     from anodiff.engine.loop import run_job
     from anodiff.engine.progress import Progress
     from anodiff.engine.store import ResultStore
     from anodiff.pipelines.common import file_digest
     from anodiff.pipelines.likelihood_job import LikelihoodJob
-    from anodiff.pipelines.score import outside
+    from anodiff.pipelines.score import images_of
     from anodiff.pipelines.scoring import items_of_paths
     from anodiff.restoration.gradients import GradientDenoiser
 
@@ -104,7 +103,7 @@ def run(
     if estimate == "discrete":
         say(f"{model.schedule.name}: {len(job.discrete_levels())} levels", common.quiet)
     normals = None if reference is None else reference_terms(reference)
-    items = items_of_paths(outside(expand_inputs(inputs), output))
+    items = items_of_paths(images_of(inputs, output, common.quiet))
     facts = {
         **vars(settings),
         "schedule": f"{model.schedule.name}, {model.schedule.num_steps} steps",

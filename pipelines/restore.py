@@ -89,7 +89,7 @@ def run(
     """Restore `inputs` with a model file; returns what was done. Errors of the run as a whole are AnodiffErrors."""
     import torch
 
-    from anodiff.pipelines.restoring import RestoringJob, run_restoring
+    from anodiff.pipelines.restoring import RestoringJob, computing, run_restoring
     from anodiff.pipelines.restoring_masks import mask_settings, mask_source
     from anodiff.restoration import Jpeg, KSpace, Mask, Restorer, Slices, SuperResolution
     from anodiff.restoration.arguments import solver_name
@@ -109,7 +109,7 @@ def run(
             f"{config.intensity.kind}"
         )
     source = mask_source(mask, None, config.max_pixels)
-    restorer = Restorer(model, steps=steps, sampler=sampler, **common.computing)
+    restorer = Restorer(model, steps=steps, sampler=sampler, **computing(model, common))
 
     def task(batch: Batch) -> tuple[Restored, Tensor | None]:
         if known is None:

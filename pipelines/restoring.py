@@ -16,7 +16,7 @@ from torch import Tensor
 from anodiff.data.preprocess import Geometry, Prepared, Preprocessor, resize, select_channels
 from anodiff.data.readers import RawImage, read_image
 from anodiff.engine.device import describe
-from anodiff.engine.loop import Job, Summary, run_job
+from anodiff.engine.loop import Job, Stop, Stopped, Summary, run_job
 from anodiff.engine.progress import Progress
 from anodiff.engine.store import Item, ResultStore
 from anodiff.errors import ConfigError, InputError
@@ -25,6 +25,7 @@ from anodiff.model import DiffusionModel
 from anodiff.pipelines.common import Common, file_digest, say
 from anodiff.pipelines.restoring_masks import MaskSource, model_mask
 from anodiff.restoration import Restored, Restorer
+from anodiff.restoration.chains import ChainStep, OnStep
 from anodiff.restoration.intensity import Intensity, background_of, intensity_of, noise_left, without
 from anodiff.restoration.output import like_file, read_values, write_array, write_image, write_png
 from anodiff.restoration.report import RestoredRow, write_restoration_report
@@ -277,22 +278,28 @@ def run_items(
 ) -> Summary:
     """The loop over items with its table and report, for inputs that are files and for numbers alike.
 
+    Chains take long: their steps are shown, and Ctrl-C ends them after the one in hand. No more images are computed at
+    once than one chain has rows, so that the others are recorded by then.
+
     unit: what an item is; "volumes" are large, and computed one at a time. rows: is given the rows of the run.
     """
     alone = unit == "volumes"
+    stop = Stop()
     for note in restorer.notes:
         say(f"note: {note}", common.quiet)
     with ResultStore.open(folder, {"job": name, **settings}, overwrite=common.overwrite) as store:
         make_folder(folder / "images")
         with Progress(len(items), unit, name, quiet=common.quiet) as progress:
+            restorer.on_step = _watching(progress, stop)
             summary = run_job(
                 job,
                 items,
                 store,
                 workers=workers,
-                batch_size=1 if alone else common.images_at_once,
+                batch_size=1 if alone else min(common.images_at_once, restorer.denoiser.chain_rows),
                 ahead=1 if alone else None,
                 progress=progress,
+                stop=stop,
             )
         store.export_csv(folder / "results.csv", (*COLUMNS[:3], *columns, *COLUMNS[3:]), items)
         if rows is not None:
@@ -313,10 +320,27 @@ def run_items(
             facts = {unit: summary.ok, "failed": summary.failed, **settings, **device}
             facts = {key: value for key, value in facts.items() if not key.startswith(("preprocess.", "volume."))}
             write_restoration_report(folder / "report.html", f"anodiff {name}", facts, shown, restorer.notes)
-    say(summary.sentence(), common.quiet)
+    say(summary.sentence(unit), common.quiet)
     page = "" if summary.interrupted else f" and {folder / 'report.html'}"
     say(f"wrote {folder / 'results.csv'}{page}", common.quiet)
     return summary
+
+
+def _watching(progress: Progress, stop: Stop) -> OnStep:
+    """Shows each step of a chain, and ends the chain where the run was asked to stop, unless it was the last one."""
+
+    def watch(step: ChainStep) -> None:
+        if stop.asked and not step.last:
+            raise Stopped
+        progress.update(0, step=str(step))
+
+    return watch
+
+
+def computing(model: DiffusionModel, common: Common) -> dict[str, Any]:
+    """The arguments of a `Restorer`: as `Common.computing`, and engine.network_batch where ``--set`` names it."""
+    named = any("network_batch" in override for override in common.overrides or ())
+    return {**common.computing, "network_batch": model.config.engine.network_batch if named else None}
 
 
 def chain_settings(model_path: Path, model: DiffusionModel, restorer: Restorer) -> dict[str, Any]:

@@ -112,9 +112,9 @@ def run(
     options: fields of ``common`` by their names, such as ``device="cpu"``, in place of those it has.
     """
     from anodiff.anomaly import AnomalyDetector
-    from anodiff.data.layouts import expand_inputs
     from anodiff.engine.store import ResultStore
     from anodiff.pipelines import clip_scoring, volume_scoring
+    from anodiff.pipelines.closing import say_anomalous
     from anodiff.pipelines.reporting import write_score_report
     from anodiff.pipelines.scoring import Outputs, ScoreJob, items_of_paths, run_settings, score_items
 
@@ -138,7 +138,7 @@ def run(
         )  # fmt: skip
     if dicom:
         raise ConfigError(f"--dicom {dicom[0]}: expected DICOM among the inputs, found 2-D images")
-    items = items_of_paths(outside(expand_inputs(inputs), output))
+    items = items_of_paths(images_of(inputs, output, common.quiet))
     detector = AnomalyDetector(model, preset or model.config.preset, **common.computing)
     outputs = Outputs(output, map_format or "npy", maps, heatmaps)
     detector.check_preprocess()
@@ -151,18 +151,37 @@ def run(
         summary = score_items(
             job, items, store, batch_size=common.images_at_once, workers=model.config.engine.workers, quiet=common.quiet
         )
+        rows = list(store.rows(items))
         if not summary.interrupted:
-            write_score_report(output / "report.html", model, job, summary, list(store.rows(items)), items)
+            write_score_report(output / "report.html", model, job, summary, rows, items)
+    say_anomalous(rows, "images", common.quiet)
     say(f"{summary.sentence()}; {job.nfe} denoiser calls an image", common.quiet)
     page = "" if summary.interrupted else f" and {output / 'report.html'}"
     say(f"wrote {output / 'scores.csv'}{page}", common.quiet)
     return summary
 
 
+def images_of(inputs: Sequence[str], output: Path, quiet: bool = False) -> list[str]:
+    """The images that the inputs stand for, see `expand_inputs` and `outside`; says what else lies among them."""
+    from anodiff.data.layouts import expand_inputs
+    from anodiff.pipelines.closing import passed_over_note
+
+    others: list[str] = []
+    paths = outside(expand_inputs(inputs, others.append), output)
+    for note in passed_over_note(elsewhere(list(dict.fromkeys(others)), output)):
+        say(f"note: {note}", quiet)
+    return paths
+
+
 def outside(paths: Sequence[str], output: Path) -> list[str]:
     """The paths that do not lie in the output folder: what an earlier run wrote there is no input of this one."""
-    place = output.resolve()
-    kept = [path for path in paths if not Path(path).resolve().is_relative_to(place)]
+    kept = elsewhere(paths, output)
     if not kept:
         raise DataError(f"{output}: expected inputs outside the output folder, found all {len(paths)} inside it")
     return kept
+
+
+def elsewhere(paths: Sequence[str], output: Path) -> list[str]:
+    """Those of the paths that do not lie in a folder."""
+    place = output.resolve()
+    return [path for path in paths if not Path(path).resolve().is_relative_to(place)]

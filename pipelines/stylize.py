@@ -81,21 +81,22 @@ def run(
 ) -> Summary:
     """Stylize `inputs` with a model file; returns what was done. Errors of the run as a whole are AnodiffErrors."""
     from anodiff.pipelines.common import file_digest
-    from anodiff.pipelines.restoring import RestoringJob, run_restoring
+    from anodiff.pipelines.restoring import RestoringJob, computing, run_restoring
     from anodiff.restoration import Restored, Restorer
     from anodiff.restoration.style import bridge_grid, content_similarity, style_distance, stylize
 
     if (style is None) == (target_model is None):
         raise ConfigError("stylize: expected exactly one of --style and --target-model")
     model = open_model(model_path, common.overrides, OPEN_KEYS)
-    settings: dict[str, Any] = {"steps": steps, **common.computing}
+    settings: dict[str, Any] = {"steps": steps, **computing(model, common)}
     source = Restorer(model, **settings)
+    settings["network_batch"] = source.denoiser.network_batch
     target, exemplar = None, None
     check_pair(model, model)
     if target_model is not None:
         other = open_model(target_model, common.overrides, OPEN_KEYS)
         check_pair(model, other)
-        target = Restorer(other, network_batch=source.denoiser.network_batch, **settings)
+        target = Restorer(other, **settings)
     elif style is not None:
         exemplar, _ = model.prepare([style])
     bridge_grid(source, target or source, sigma)
@@ -103,6 +104,8 @@ def run(
     scores: list[dict[str, Any]] = []
 
     def task(batch: Batch) -> tuple[Restored, Tensor | None]:
+        if target is not None:  # it makes the images that its style is measured by
+            target.on_step = source.on_step
         found = stylize(
             source,
             batch.images,

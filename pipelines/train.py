@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from datetime import UTC, datetime
@@ -168,6 +169,13 @@ def examples_of(config: AnodiffConfig, learnt: ImageSet, held: ImageSet) -> tupl
     return ImageExamples(learnt.images, config.augment, labels[0]), Drawn(held.images, label=labels[1])
 
 
+def unit_of(config: AnodiffConfig) -> str:
+    """What a recipe is trained on, in the plural."""
+    if config.volume is not None:
+        return config.volume.mode
+    return "images" if config.video is None else "frames"
+
+
 def learn(trainer: Trainer, output: Path, group: Processes, quiet: bool) -> bool:
     """The training loop with its bar, log, preview and checkpoints; False when it was interrupted (Ctrl-C)."""
     from anodiff.engine.progress import Progress
@@ -178,9 +186,10 @@ def learn(trainer: Trainer, output: Path, group: Processes, quiet: bool) -> bool
     config = trainer.config.training
     stop = StopRequest()
     saved = time.monotonic()
-    progress = Progress(
-        config.images, "images", "training", start=trainer.state.images_seen, quiet=quiet or not group.first
-    )
+    # An update is never cut short: the last one may go past the recipe's number.
+    seen, whole = trainer.state.images_seen, trainer.images_per_update
+    total = seen + math.ceil(max(0, config.images - seen) / whole) * whole
+    progress = Progress(total, unit_of(trainer.config), "training", start=seen, quiet=quiet or not group.first)
 
     def on_log(row: Any) -> None:
         shown = {"loss": row.loss}

@@ -152,7 +152,7 @@ def run(
     model.save(output)
     write_json(output.with_suffix(".tune.json"), {"preset": preset_name, "from": preset} | tuning.to_json())
     write_tune_page(output.with_suffix(".tune.html"), page_of(tuning, detector, f"{config.name}: {preset_name}"))
-    for line in (*tuning.sentences, *(f"note: {note}" for note in (*detector.notes, *known.notes))):
+    for line in (*tuning.sentences, *(f"note: {note}" for note in detector.notes)):
         say(line, quiet)
     if known.failed:
         say(left_out(known.failed), quiet)

@@ -58,10 +58,12 @@ def run(
     else:
         notes = learnt_from(model, drawn(deciding, model.config.calibration.threshold_images, seed), normals,
                             allow_trained, quiet)  # fmt: skip
+    for note in notes:
+        say(f"note: {note}", quiet)
     calibration, failed = fit(detector, deciding, fitting, model.config.calibration, quiet=quiet)
     store_calibration(model, detector.name, calibration)
     model.save(output)
-    for note in (*notes, *detector.notes):
+    for note in detector.notes:
         say(f"note: {note}", quiet)
     if failed:
         say(left_out(failed).replace("image", "volume"), quiet)

@@ -15,6 +15,7 @@ from anodiff.engine.store import ResultStore
 from anodiff.errors import ConfigError
 from anodiff.files import write_json
 from anodiff.metrics import evaluate_pools, pool_maps
+from anodiff.pipelines.closing import few_groups_note
 from anodiff.pipelines.common import drawn, say, table_text
 from anodiff.pipelines.scoring import items_of_table
 from anodiff.pipelines.volume_job import VolumeItem, VolumeJob, VolumeOutputs, load_voxels
@@ -92,19 +93,20 @@ def run(
         rows = list(store.rows(items))
         write_truth(output, truth_rows(items, rows))
         if summary.interrupted:
-            say(f"{summary.sentence()}; wrote {output / 'scores.csv'}", quiet)
+            say(f"{summary.sentence('volumes')}; wrote {output / 'scores.csv'}", quiet)
             return summary, {}
-        learnt = tuple(note.replace("images", "volumes") for note in trained_notes(rows))
+        metrics = measured(job, pooled(job, items, rows), rows)
+        known = tuple(note.replace("images", "volumes") for note in trained_notes(rows))
+        learnt = (*known, *few_groups_note(metrics["n_groups"]))
         for note in learnt:
             say(f"note: {note}", quiet)
-        metrics = measured(job, pooled(job, items, rows), rows)
         write_json(output / "metrics.json", metrics)
         typer.echo(table_text(["metric", "value", "95 % low", "high"], metric_rows(metrics)))
         write_report(
             output / "report.html", model, job, summary, rows, items,
             title=f"{model.config.name} on {data.name}", metrics=metrics, notes=(*notes, *learnt, *remark_notes(rows)),
         )  # fmt: skip
-    say(summary.sentence(), quiet)
+    say(summary.sentence("volumes"), quiet)
     say(f"wrote {output / 'metrics.json'} and {output / 'report.html'}", quiet)
     return summary, metrics
 

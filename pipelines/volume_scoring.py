@@ -18,6 +18,7 @@ from anodiff.engine.progress import Progress
 from anodiff.engine.store import Item, ResultStore
 from anodiff.errors import ConfigError, DataError
 from anodiff.files import make_folder, write_csv
+from anodiff.pipelines.closing import say_anomalous
 from anodiff.pipelines.common import open_model, say
 from anodiff.pipelines.heatmaps import HeatmapStore, with_heatmaps
 from anodiff.pipelines.pictures import raw_scale
@@ -93,7 +94,8 @@ def run(
     outputs = VolumeOutputs(output, maps=maps, heatmaps=heatmaps, dicom=check_dicom(dicom, output, detector))
     # A model of images knows images again, not volumes.
     job = VolumeJob(detector, outputs, model.config.preprocess.channel, None if notes else model.seen)
-    notes = (*notes, *job.notes, *skipped_notes(found.skipped))
+    unknown = modality_note(sources) if notes and detector.volume_calibration is None else ()
+    notes = (*notes, *unknown, *job.notes, *skipped_notes(found.skipped))
     for note in notes:
         say(f"note: {note}", quiet)
     with ResultStore.open(output, settings_of(model_path, model, job), overwrite=overwrite) as store:
@@ -112,9 +114,17 @@ def run(
             write_report(
                 output / "report.html", model, job, summary, rows, items, notes=(*notes, *remarks), show_phi=show_phi
             )
-    say(summary.sentence(), quiet)
-    say(f"wrote {output / 'scores.csv'}" + ("" if summary.interrupted else f" and {output / 'report.html'}"), quiet)
+    say_anomalous(rows, "volumes", quiet)
+    say(summary.sentence("volumes"), quiet)
+    say(f"wrote {', '.join(str(output / name) for name in written(rows, summary))}", quiet)
     return summary
+
+
+def written(rows: Sequence[dict[str, Any]], summary: Summary) -> list[str]:
+    """What the reader looks for in the output folder."""
+    names = ["scores.csv"] if summary.interrupted else ["scores.csv", "report.html"]
+    objects = any(file.startswith("dicom/") for row in rows for file in row.get("files", ()))
+    return [*names, *(["dicom/"] if objects else [])]
 
 
 def open_volume_model(
@@ -290,6 +300,17 @@ def lesion_rows(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                 **centre,
                 **peak,
             }
+
+
+def modality_note(sources: Sequence[VolumeSource]) -> tuple[str, ...]:
+    """A sentence on DICOM, which says its modality, for a model of 2-D images, which knows none."""
+    found = sorted({source.frames[0].modality for source in sources if source.frames} - {""})
+    if not found:
+        return ()
+    return (
+        f"the model was trained on 2-D images and does not know its modality; found {' and '.join(found)}: scores of a "
+        "modality that it has not learnt mean nothing",
+    )
 
 
 def skipped_notes(skipped: Sequence[tuple[str, str]]) -> tuple[str, ...]:

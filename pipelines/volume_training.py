@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from anodiff.data.volumes.preprocess import PreparedVolume
     from anodiff.data.volumes.volume import Volume
     from anodiff.training import Trainer
-    from anodiff.training.volumes import NormalPart, Slab, VolumeNormals
+    from anodiff.training.slabs import Slab
+    from anodiff.training.volumes import NormalPart, VolumeNormals
 
 
 def run(
@@ -68,7 +70,7 @@ def run(
             make_folder(output)
             write_start(config, output, {"train": kept, "held out": held})
             say(describe(trainer, kept, held, data, samples.layout), quiet)
-            for note in (*notes, *cover_notes(kept, config), *kept.remarks, *held.remarks):
+            for note in (*notes, *cover_notes(kept, learnt_from, config), *kept.remarks, *held.remarks):
                 say(f"note: {note}", quiet)
         finished = learn(trainer, output, group, quiet)
         if not group.first:
@@ -97,7 +99,7 @@ def normal_parts(
 
     from anodiff.data.table import refuse_shared_groups, select, split_groups
     from anodiff.errors import DataError
-    from anodiff.training.volumes import SLAB_GAP_MM
+    from anodiff.training.slabs import SLAB_GAP_MM
 
     splits = set(samples.table["split"])
     usable = next((split for split in ("train", "") if split in splits), None)
@@ -133,7 +135,8 @@ def slab_of(config: AnodiffConfig, held: bool, samples: SampleTable) -> Slab:
     """The slab of a single patient. Raises DataError for slices along several axes: each would lie on both sides."""
     from anodiff.errors import DataError
     from anodiff.training.patches import turning_margin
-    from anodiff.training.volumes import Slab, anatomical_axes
+    from anodiff.training.slabs import Slab
+    from anodiff.training.volumes import anatomical_axes
 
     volume, share = config.volume, config.training.holdout
     assert volume is not None
@@ -266,7 +269,7 @@ def finish(
             "training_device": describe_device(trainer.device, trainer.precision),
             "processes": trainer.processes.world,
             "held_out_loss": trainer.state.log[-1].validation_loss if trainer.state.log else None,
-            "notes": [*notes, *cover_notes(kept[0], config)],
+            "notes": [*notes, *cover_notes(*kept, config)],
         },
         seen=SeenImages.of(kept[0].hashes),
     )
@@ -303,15 +306,21 @@ def calibrated(
         )
 
 
-def cover_notes(kept: VolumeNormals, config: AnodiffConfig) -> tuple[str, ...]:
-    """A sentence where lesions keep the model from seeing a part of the body."""
+def cover_notes(kept: VolumeNormals, parts: Sequence[NormalPart], config: AnodiffConfig) -> tuple[str, ...]:
+    """A sentence where the model does not see all of the body: of lesions only where ``parts`` have masks."""
     assert config.volume is not None
     if kept.covered > 0.999:
         return ()
-    what = "slices" if config.volume.mode == "slices" else "patches"
+    what = config.volume.mode
+    unseen = ["beside lesions"] if any(part.mask for part in parts) else []
+    if any(part.slab is not None for part in parts):
+        unseen.append("in the held-out slab and its gap")
+    if what == "slices" and config.volume.min_foreground > 0:
+        unseen.append(f"in slices with less foreground than volume.min_foreground={config.volume.min_foreground:g}")
+    where = f"only {' or '.join(unseen)}" if unseen else "elsewhere"
     return (
-        f"the normal {what} show {kept.covered:.0%} of the foreground; what lies only beside lesions is never learnt "
-        "and may be called anomalous for that reason",
+        f"the normal {what} show {kept.covered:.0%} of the foreground; what lies {where} is never learnt and may be "
+        "called anomalous for that reason",
     )
 
 

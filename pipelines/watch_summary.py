@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from anodiff.anomaly.event_rule import HourlyRate
+from anodiff.anomaly.event_rule import HourlyRate, footage
 
 
 @dataclass
@@ -44,14 +44,17 @@ class WatchSummary:
     def sentences(self) -> list[str]:
         """For the reader."""
         said = [
-            f"{self.frames} frames in {self.seconds / 3600:.3g} h: {self.scored} scored, {self.dropped} dropped for "
+            f"{self.frames} frames in {footage(self.seconds / 3600)}: {self.scored} scored, {self.dropped} dropped for "
             f"lack of time, {self.unscored} without score, {self.waiting} waiting at the end; {self.gaps} gaps of "
             f"{self.gap_seconds:.1f} s in all; worst delay {self.worst_delay:.2f} s"
         ]
         rate = self.events_per_hour
         if rate is not None:
             if self.asked is None:
-                said.append(f"excursions, not judged: {rate.sentence()}; there is no threshold")
+                said.append(
+                    f"excursions above what is usual: {rate.sentence()}; none is called an event, as there is no "
+                    "threshold to judge them by"
+                )
             else:
                 said.append(f"events: {rate.sentence()}; the threshold is for {self.asked:g} false alarms an hour")
         return [*said, *([self.broken] if self.broken else [])]

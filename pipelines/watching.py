@@ -129,6 +129,8 @@ class Watch:
         self._over = threading.Event()
         self._heard = clocks.monotonic()
         self._lost = False
+        #: frames in hand whose scores an earlier run computed
+        self._taken: set[int] = set()
 
     def run(self) -> WatchSummary:
         """Watches until the source ends, the duration is over or `stop` is set.
@@ -223,6 +225,9 @@ class Watch:
         known = [journal.known(window.frame.index, window.frame.time) for window in windows]
         if self._video is not None:  # whose maps are not kept
             return self.scorer.score(windows)
+        if self.progress is not None:
+            self.progress.skip(len(known) - known.count(None))
+            self._taken = {window.frame.index for window, one in zip(windows, known, strict=True) if one is not None}
         fresh = iter(
             self.scorer.score([w for w, k in zip(windows, known, strict=True) if k is None]) if None in known else []
         )
@@ -249,7 +254,8 @@ class Watch:
         self.summary.worst_delay = max(self.summary.worst_delay, clocks.monotonic() - arrived.at)
         if self.progress is not None:
             waiting = {"dropped": self._backlog.dropped} if self._backlog.dropped else {}
-            self.progress.update(1, events=self._tracker.number, **waiting)
+            found = "excursions" if self.rule.high is None else "events"
+            self.progress.update(int(scored.index not in self._taken), **{found: self._tracker.number}, **waiting)
 
     def _bridge(self, gap: _Gap) -> None:
         """The source was away: what went on has ended, and the past does not count."""

@@ -65,3 +65,28 @@ def test_a_command_with_a_wrong_option_would_be_found(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="no-such"):
         parse(wrong)
     assert len(list(commands(PAGES / "medical.md"))) > 10
+
+
+def test_the_recipe_for_ct_is_one_and_takes_a_ct(tmp_path: Path) -> None:
+    import numpy as np
+
+    from anodiff.config import load_config
+    from anodiff.data.volumes.slices import VolumeSlicer
+    from anodiff.data.volumes.volume import Volume
+
+    blocks = BLOCK.findall((PAGES / "medical.md").read_text(encoding="utf-8"))
+    [text] = [block for language, block in blocks if language == "yaml" and "name: ct" in block]
+    (tmp_path / "ct.yaml").write_text(text)
+    config = load_config(tmp_path / "ct.yaml", ["preprocess.size=[16,16]"])
+    assert config.volume is not None
+    hounsfield = np.full((1, 16, 16, 8), -1000, np.float32)
+    hounsfield[:, 4:12, 4:12] = 140
+    volume = Volume(hounsfield, np.diag([2.0, 2.0, 2.0, 1.0]), -1000, 140, "int16", "ct", "dicom", modality="CT")
+    slicer = VolumeSlicer(config.preprocess, config.volume)
+    prepared = slicer.prepare(volume)
+    stack = slicer.cut(prepared, 2, volume)
+    assert stack.index == tuple(range(8))
+    # the window is from -160 to 240 HU, so that 140 HU is halfway from its middle up, and air is not looked at
+    assert stack.images[4, 0, 8, 8].item() == 0.5
+    assert stack.images.min().item() == -1
+    np.testing.assert_array_equal(prepared.foreground.numpy(), prepared.image[0].numpy() > 0)

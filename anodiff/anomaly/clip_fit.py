@@ -23,7 +23,7 @@ from anodiff.anomaly.frame_scores import FrameScorer, row_scale
 from anodiff.anomaly.groups import assign_parts
 from anodiff.anomaly.temporal import smooth_in_time
 from anodiff.data.video.beat import between_gaps
-from anodiff.engine.pieces import Pieces, module_digest
+from anodiff.engine.pieces import Found, Pieces, module_digest
 from anodiff.errors import DataError
 
 #: sides of the windows that are compared, as shares of the model's height
@@ -80,6 +80,7 @@ def fit_clips(
     most_deciding: int | None = None,
     batch_size: int = 16,
     progress: Progress | None = None,
+    taken: Progress | None = None,
     pieces: Pieces | None = None,
 ) -> ClipCalibration:
     """Calibrates the detector (it scores as calibrated from then on) and returns what a model file keeps.
@@ -90,13 +91,15 @@ def fit_clips(
         most_choosing: frames of the first part that are used, spread evenly, and as many planted ones.
         most_deciding: frames of the second part that are scored: the first ones of each clip, shared out evenly; None
             takes all.
-        progress: called with the number of frames done.
+        progress: called with the number of frames done. taken: the same for frames that an earlier run computed;
+            by default as ``progress``.
         pieces: where what is computed is kept, of `identity`.
 
     Raises:
         DataError: fewer than two groups, or clips without any frame that has enough past.
     """
-    run = _Run(detector, batch_size, progress or (lambda _: None), pieces or Pieces())
+    progress = progress or (lambda _: None)
+    run = _Run(detector, batch_size, progress, taken or progress, pieces or Pieces())
     choosing, deciding = parts_of(detector, clips, most_deciding)
     scorer, choices = choose(run, [one for clip in choosing for one in run.stretches(clip)], most_choosing)
     stride = pixel_stride(sum(len(clip.frames) for clip in deciding), detector.size)
@@ -304,8 +307,11 @@ def episodes(detector: ClipDetector, clips: Sequence[NormalClip], most: int) -> 
 class _Run:
     """The detector over whole clips, a batch at a time; what it finds is kept in pieces of CHUNK frames."""
 
-    def __init__(self, detector: ClipDetector, batch_size: int, progress: Progress, pieces: Pieces) -> None:
-        self.detector, self.batch_size, self.progress, self.pieces = detector, batch_size, progress, pieces
+    def __init__(
+        self, detector: ClipDetector, batch_size: int, progress: Progress, taken: Progress, pieces: Pieces
+    ) -> None:
+        self.detector, self.batch_size, self.pieces = detector, batch_size, pieces
+        self.progress, self.taken = progress, taken
 
     def stretches(self, clip: NormalClip) -> list[NormalClip]:
         """See `NormalClip.stretches`."""
@@ -351,9 +357,7 @@ class _Run:
             parts = [self.detector.errors(part).cpu() for part in seen.split(self.batch_size)]
             return {"errors": torch.cat(parts, dim=1)}
 
-        found = self.pieces.get("errors", [seen], make)["errors"]
-        self.progress(len(seen))
-        return found
+        return self._piece("errors", [seen], make, len(seen))["errors"]
 
     def _scores(self, seen: Tensor, scorer: FrameScorer, stride: int) -> tuple[Tensor, Tensor]:
         def make() -> dict[str, Tensor]:
@@ -366,6 +370,17 @@ class _Run:
 
         bands = torch.zeros(0) if scorer.band_scale is None else scorer.band_scale
         kind = f"scores {scorer.window_px} {stride} {self.batch_size}"
-        found = self.pieces.get(kind, [seen, scorer.level_scale, bands], make)
-        self.progress(len(seen))
+        found = self._piece(kind, [seen, scorer.level_scale, bands], make, len(seen))
         return found["values"], found["pixels"]
+
+    def _piece(self, kind: str, inputs: list[Tensor], make: Callable[[], Found], frames: int) -> Found:
+        """A piece, counted as done by this run or by an earlier one."""
+        made = []
+
+        def counted() -> Found:
+            made.append(kind)
+            return make()
+
+        found = self.pieces.get(kind, inputs, counted)
+        (self.progress if made else self.taken)(frames)
+        return found

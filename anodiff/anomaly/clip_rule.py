@@ -9,7 +9,9 @@ from anodiff.anomaly.events import Series, fit_rule
 from anodiff.errors import ConfigError
 
 if TYPE_CHECKING:
+    from anodiff.anomaly.clip_calibration import ClipCalibration
     from anodiff.anomaly.clips import ClipDetector
+    from anodiff.config import VideoConfig
 
 
 def rule_of(detector: ClipDetector, *, rate: float | None = None, causal: bool = False) -> EventRule:
@@ -24,8 +26,15 @@ def rule_of(detector: ClipDetector, *, rate: float | None = None, causal: bool =
             f"preset {detector.name!r}: events need a threshold from normal clips, found a model that is not "
             "calibrated for it (anodiff calibrate)"
         )
+    return rule_from(calibration, detector.video, rate=rate, causal=causal)
+
+
+def rule_from(
+    calibration: ClipCalibration, video: VideoConfig, *, rate: float | None = None, causal: bool = False
+) -> EventRule:
+    """As `rule_of`, of a calibration and the recipe's section alone. Raises ConfigError for a rate not above 0."""
     lengths = list(calibration.lengths)
     parts = zip(calibration.times.split(lengths), calibration.series.split(lengths), strict=True)
     normals = [Series(str(number), times.numpy(), scores.numpy()) for number, (times, scores) in enumerate(parts)]
-    settings = EventSettings(smooth_s=detector.video.smooth_s, causal=causal)
-    return fit_rule(normals, settings, detector.video.false_alarms_per_hour if rate is None else rate)
+    settings = EventSettings(smooth_s=video.smooth_s, causal=causal)
+    return fit_rule(normals, settings, video.false_alarms_per_hour if rate is None else rate)

@@ -20,6 +20,18 @@ import numpy as np
 from anodiff.anomaly.temporal import Floats
 from anodiff.errors import ConfigError
 
+#: of the recipe: the rate of false alarms that is asked for
+RATE_KEY = "video.false_alarms_per_hour"
+#: with less footage than this, in hours, a count is not told as so many an hour
+LEAST_HOURS = 1 / 60
+
+
+def footage(hours: float) -> str:
+    """A length of footage for the reader: in hours, below one in minutes, below a minute in seconds."""
+    if hours >= 1:
+        return f"{hours:.3g} h"
+    return f"{hours * 60:.3g} min" if hours >= LEAST_HOURS else f"{hours * 3600:.3g} s"
+
 
 @dataclass(frozen=True)
 class EventSettings:
@@ -79,9 +91,11 @@ class HourlyRate:
         return cls(count, hours, count / hours, low / hours, high / hours)
 
     def sentence(self) -> str:
-        """For the reader."""
+        """For the reader; with less than a minute of footage the count alone, as no rate follows from it."""
+        if self.hours < LEAST_HOURS:
+            return f"{self.count} in {footage(self.hours)}"
         return (
-            f"{self.count} in {self.hours:.3g} h, {self.per_hour:.3g} an hour "
+            f"{self.count} in {footage(self.hours)}, {self.per_hour:.3g} an hour "
             f"(95 % interval {self.low:.3g} to {self.high:.3g})"
         )
 
@@ -115,13 +129,20 @@ class EventRule:
         allowed = int(np.floor(rate * self.hours * (1 + 1e-9)))
         if allowed < 1:
             message = (
-                f"a rate of {rate:g} false alarms an hour needs at least {1 / rate:.3g} hours of normal footage, found "
-                f"{self.hours:.3g}: excursions have p-values but no threshold ({1 / self.hours:.3g} an hour is the "
-                "lowest rate that can be asked of these)"
+                f"a rate of {rate:g} false alarms an hour needs at least {footage(1 / rate)} of normal footage, found "
+                f"{footage(self.hours)}: excursions have p-values but no threshold; the lowest rate that can be asked "
+                f"of these is {self.lowest_rate:g} an hour (--set {RATE_KEY}={self.lowest_rate:g})"
             )
             return dataclasses.replace(self, rate=rate, high=None, message=message)
         high = self.low if allowed > self.peaks.size else float(self.peaks[-allowed])
         return dataclasses.replace(self, rate=rate, high=high, message=None)
+
+    @property
+    def lowest_rate(self) -> float:
+        """The lowest rate that so many hours of normals can keep, rounded up to three digits."""
+        exact = 1 / self.hours
+        digit = 10.0 ** (math.floor(math.log10(exact)) - 2)
+        return float(f"{math.ceil(exact / digit * (1 - 1e-10)) * digit:.3g}")
 
     @property
     def enter(self) -> float:

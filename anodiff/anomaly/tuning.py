@@ -245,7 +245,8 @@ def _other_noise(
     if not search.affordable(with_slots(champion, {**there, "levels": few[:1]})):
         return champion
     cache.compute(noise, few)
-    with Progress(None, "candidates", f"trying {noise} noise", quiet=quiet) as measure.progress:
+    named = "no noise" if noise == "none" else f"{noise} noise"
+    with Progress(None, "candidates", f"trying {named}", quiet=quiet) as measure.progress:
         theirs, ours = (
             max(value for _, value in search.forward(with_slots(champion, {**slots, "levels": few}), few))
             for slots in (there, {})
@@ -254,7 +255,7 @@ def _other_noise(
         cache.forget(noise)
         return champion
     cache.compute(noise, grid)
-    with Progress(None, "candidates", f"searching with {noise} noise", quiet=quiet) as measure.progress:
+    with Progress(None, "candidates", f"searching with {named}", quiet=quiet) as measure.progress:
         # ours may cost more levels than theirs can pay
         start = with_slots(champion, there)
         start = start if search.affordable(start) else with_slots(start, {"levels": few[:1]})

@@ -11,6 +11,7 @@ import os
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,11 @@ MASK_SUFFIXES = (".png", ".npy", ".nii.gz", ".nii", ".tif", ".tiff", ".bmp")
 ARRAY_SUFFIXES = (".npy", ".nii.gz", ".nii")
 MASK_MARK = "_mask"
 TOPK = 0.005  # the detector's own share; a test holds the two together
+
+#: masks without a map of which the error looks for the nearest map: that takes time with many of both
+NAMED = 3
+#: how a mask is found, for errors
+NAME_RULE = "a mask has its map's path below the folder without extension, / read as __, on request with _mask behind"
 
 Reduction = Literal["max", "mean", "topk"]
 FloatArray = NDArray[np.floating[Any]]
@@ -113,13 +119,18 @@ def pair_up(maps: Mapping[str, list[str]], masks: Mapping[str, list[str]]) -> li
         pairs.append(_pair(name, paths, masks[mask] if mask is not None else []))
     left = [name for name in masks if name not in used]
     if len(left) == len(masks):
+        mask, paths = _nearest(next(iter(maps)), masks), next(iter(maps.values()))
         raise DataError(
-            f"expected a map for every mask, by name, found none for any of {len(masks)} masks: "
-            f"the first mask is {masks[left[0]][0]}, the first map {next(iter(maps.values()))[0]}"
+            f"expected a map for every mask, by name, found none for any of {len(masks)} masks: nearest are "
+            f"the mask {masks[mask][0]} and the map {paths[0]}; {NAME_RULE}"
         )
     return pairs + [
-        Pair(name, mask=masks[name][0], error=f"{masks[name][0]}: expected a map of the same name, found none")
-        for name in left
+        Pair(
+            name,
+            mask=masks[name][0],
+            error=_no_map(masks[name][0], maps[_nearest(name, maps)][0] if at < NAMED else ""),
+        )
+        for at, name in enumerate(left)
     ]
 
 
@@ -201,6 +212,17 @@ def _pair(name: str, maps: Sequence[str], masks: Sequence[str]) -> Pair:
         if len(paths) > 1:
             error = f"{paths[0]}: expected one {what} of this name, found {len(paths)}, the next is {paths[1]}"
     return Pair(name, maps[0], masks[0] if masks else "", error)
+
+
+def _nearest(name: str, others: Iterable[str]) -> str:
+    """The name most like this one, without what only marks a mask; the first where several are."""
+    plain = name.removesuffix(MASK_MARK)
+    return max(others, key=lambda other: SequenceMatcher(None, other.removesuffix(MASK_MARK), plain).ratio())
+
+
+def _no_map(mask: str, nearest: str) -> str:
+    found = f", the nearest is {nearest}; {NAME_RULE}" if nearest else ""
+    return f"{mask}: expected a map of the same name, found none{found}"
 
 
 def _suffix(path: str | os.PathLike[str]) -> str:

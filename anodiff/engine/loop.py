@@ -27,6 +27,7 @@ from anodiff.files import storage_errors
 Loaded = TypeVar("Loaded")
 Computed = TypeVar("Computed")
 
+NAMED = 3  # failures that a summary names
 RUN_ENDING = (StorageError, ConfigError, ModelFileError)  # these are about the run, never about one input
 
 _STOPPING = b"\nstopping after the batch in hand; the same command goes on from there (Ctrl-C again stops at once)\n"
@@ -73,6 +74,7 @@ class Summary:
         images_per_second: inputs finished by this run per second of wall time.
         device_busy_share: share of the wall time spent in `compute`, the rest is waiting for reading and writing.
         interrupted: the run was asked to stop before its end.
+        failures: a sentence for each input that failed in this run, with its path, in the order of the items.
     """
 
     ok: int
@@ -83,19 +85,25 @@ class Summary:
     images_per_second: float
     device_busy_share: float
     interrupted: bool
+    failures: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
         """0 when all is well, 1 when some inputs failed, 130 when interrupted."""
         return 130 if self.interrupted else int(self.failed > 0)
 
-    def sentence(self) -> str:
-        """The summary for a reader, one line."""
+    def sentence(self, unit: str = "images") -> str:
+        """The summary for a reader, one line; before it, a line each, the first failures. unit: what an input is."""
+        lines = list(self.failures[:NAMED])
+        if len(self.failures) > NAMED:
+            lines.append(f"... and {len(self.failures) - NAMED} more, each with its error in the table of results")
         parts = [f"{self.ok} ok", f"{self.failed} failed"]
         parts += [f"{self.skipped} skipped"] if self.skipped else []
         parts += [f"{self.resumed} of them from an earlier run"] if self.resumed else []
-        speed = f"{self.images_per_second:.3g} images/s end to end, device busy {self.device_busy_share:.0%}"
-        return f"{', '.join(parts)}; {speed}{'; interrupted' if self.interrupted else ''}"
+        speed = f"{self.images_per_second:.3g} {unit}/s end to end, device busy {self.device_busy_share:.0%}"
+        if self.resumed and not self.images_per_second:
+            speed = "nothing was computed in this run"
+        return "\n".join([*lines, f"{', '.join(parts)}; {speed}{'; interrupted' if self.interrupted else ''}"])
 
 
 def run_job(
@@ -160,7 +168,13 @@ def run_job(
         images_per_second=writers.finished / seconds,
         device_busy_share=busy / seconds,
         interrupted=stop.asked and sum(counts.values()) < len(items),
+        failures=tuple(writers.errors[item.id] for item in todo if item.id in writers.errors),
     )
+
+
+def _failure(path: str, error: str) -> str:
+    """A failed row as a line; most sentences name the path themselves."""
+    return f"failed: {error if path in error else f'{path}: {error}'}"
 
 
 def sentence_of(error: BaseException) -> str:
@@ -244,7 +258,8 @@ class _Writers:
         self._lock = threading.Lock()
         # daemons: after a second Ctrl-C nothing waits for them, and the store bears being cut off
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
-        self.finished = self.failed = 0
+        self.finished = 0
+        self.errors: dict[str, str] = {}
 
     def __enter__(self) -> _Writers:
         for thread in self._threads:
@@ -275,8 +290,9 @@ class _Writers:
                 self._store.record(item, row, stamp)
                 with self._lock:
                     self.finished += 1
-                    self.failed += row["status"] == "failed"
-                self._progress.update(1, **({"failed": self.failed} if self.failed else {}))
+                    if row["status"] == "failed":
+                        self.errors[item.id] = _failure(item.path, str(row.get("error", "")))
+                self._progress.update(1, **({"failed": len(self.errors)} if self.errors else {}))
             except BaseException as error:
                 self._error = error
 

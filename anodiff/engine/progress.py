@@ -109,7 +109,8 @@ class Progress:
         with self._lock:
             self.done += n
             self.fields.update(fields)
-            self._marks.append((now, self.done))
+            if n:  # a field that changes while one unit is under way says nothing of the rate
+                self._marks.append((now, self.done))
             while len(self._marks) > 2 and now - self._marks[1][0] > RATE_WINDOW_SECONDS:
                 self._marks.popleft()
             if self._bar is not None and self._task is not None:

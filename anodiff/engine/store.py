@@ -23,6 +23,8 @@ from anodiff.files import make_folder, remove_leftovers, storage_errors, write_c
 
 STATE_FOLDER = ".anodiff"
 STORE_VERSION = 1
+#: settings that differ from those of another run, and characters of each, that a sentence holds
+LISTED, SHORT = 3, 60
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -195,13 +197,38 @@ class ResultStore:
             with self._lock, _sqlite_errors(self.folder), self._connection:
                 self._connection.executemany("INSERT INTO settings VALUES (?, ?)", now.items())
             return
-        changed = sorted(name for name in now.keys() | before.keys() if now.get(name) != before.get(name))
-        if changed:
-            listed = ", ".join(f"{key} was {before.get(key, 'unset')}, is {now.get(key, 'unset')}" for key in changed)
+        if now != before:
             raise StorageError(
-                f"{str(self.folder)!r} holds a run with other settings ({listed}): "
-                "give another --output, or --overwrite to start anew"
+                f"{str(self.folder)!r} holds {_other_run(before, now)}; "
+                "choose another folder as --output, or --overwrite to start anew"
             )
+
+
+def _other_run(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What is foreign about the run in the folder: its job, else its model and the first settings that differ.
+
+    Settings of another job are not listed, since they have little in common.
+    """
+    if before.get("job") != now.get("job"):
+        return f"a run of {_job(before)}, not of {_job(now)}"
+    changed = sorted(name for name in now.keys() | before.keys() if now.get(name) != before.get(name))
+    listed = [
+        f"{name} was {_short(before.get(name, 'unset'))}, is {_short(now.get(name, 'unset'))}"
+        for name in changed
+        if name != "model"
+    ]
+    more = [f"{len(listed) - LISTED} more"] * (len(listed) > LISTED)
+    text = f" ({', '.join([*listed[:LISTED], *more])})" if listed else ""
+    return f"a run {'of another model' if 'model' in changed else 'with other settings'}{text}"
+
+
+def _job(settings: Mapping[str, str]) -> str:
+    """The job by name; scoring has none in its settings, since evaluating goes on where it stopped."""
+    return f"anodiff {json.loads(settings['job'])}" if "job" in settings else "anodiff score or evaluate"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHORT else f"{text[: SHORT - 3]}..."
 
 
 def _connect(database: Path) -> sqlite3.Connection:

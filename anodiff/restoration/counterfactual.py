@@ -19,7 +19,7 @@ from anodiff.diffusion import NO_LABEL, SAMPLERS, classifier_free, image_keys, i
 from anodiff.diffusion.samplers import DenoiserFn
 from anodiff.errors import ConfigError
 from anodiff.restoration.arguments import check_images, kept_outside
-from anodiff.restoration.chains import Rows, run_chains
+from anodiff.restoration.chains import Rows, run_chains, watched
 from anodiff.restoration.operators import Mask
 from anodiff.restoration.solvers import Projected
 
@@ -107,19 +107,22 @@ def counterfactual(
     level = restorer.edit_level(sigma, strength)
     down, up, grid, sampler = _ways(restorer, target, level, source, guidance, start)
     kept = kept_outside(mask, x)
+    fall = len(grid) - 1
+    risen = 0 if up is None else fall
 
     def chain(rows: Rows) -> Tensor:
         noise = rows.source()
         clean = x[rows.image.to(x.device)].to(restorer.denoiser.device, torch.float32)
-        begin = clean + level * noise(0) if up is None else invert(up, clean, grid.flip(0), sampler)
+        begin = clean + level * noise(0) if up is None else invert(up, clean, grid.flip(0), sampler, watched(rows.tell))
         walked: DenoiserFn = down
         if kept is not None:
             part = Mask(~kept).rows(rows.image)
             walked = Projected(down, part, part(clean))
-        return SAMPLERS[sampler](walked, begin, grid, noise)
+        return SAMPLERS[sampler](walked, begin, grid, noise, watched(rows.tell, before=risen))
 
     keys = image_keys(x, restorer.seed if seed is None else seed)
-    drawn, nfe, _ = run_chains(restorer.denoiser, chain, keys, 1, tuple(x.shape[1:]), restorer.family, restorer.scale)
+    settings = (restorer.family, restorer.scale, risen + fall, restorer.on_step)
+    drawn, nfe, _ = run_chains(restorer.denoiser, chain, keys, 1, tuple(x.shape[1:]), *settings)
     images = drawn[:, 0].to(x.device)
     images = images if kept is None else torch.where(kept, x, images)
     return Counterfactual(images, x - images, nfe)

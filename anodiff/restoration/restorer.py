@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from anodiff.diffusion import SAMPLERS, image_keys, karras_grid, log_grid, make_schedule
+from anodiff.engine.device import resolve_device
 from anodiff.errors import AnodiffError, ConfigError, InputError
 from anodiff.restoration.arguments import (
     check_denoising,
@@ -22,7 +23,16 @@ from anodiff.restoration.arguments import (
     shape_of,
     solver_name,
 )
-from anodiff.restoration.chains import BESIDE, Rows, number_keys, run_chains, trained_levels
+from anodiff.restoration.chains import (
+    BESIDE,
+    OnStep,
+    Rows,
+    network_rows,
+    number_keys,
+    run_chains,
+    trained_levels,
+    watched,
+)
 from anodiff.restoration.counterfactual import Counterfactual, check_class, counterfactual, of_class
 from anodiff.restoration.gradients import GradientDenoiser, WindowGradientDenoiser
 from anodiff.restoration.noise_level import (
@@ -73,7 +83,9 @@ class Restorer:
 
     Args:
         model: anything with ``denoiser`` (nn.Module, D(x, sigma)) and, optionally, ``config`` and ``schedule``.
-        device, precision, network_batch: see :class:`anodiff.engine.inference.InferenceDenoiser`.
+        device, precision: see :class:`anodiff.engine.inference.InferenceDenoiser`.
+        network_batch: rows that the network sees at once; None takes the recipe's (or 16) on CUDA and one at a time on
+            a CPU, see `chains.network_rows`.
         steps: of every chain of noise levels. grid: "karras" or "log".
         sampler: a name of ``anodiff.diffusion.SAMPLERS``; None takes the one that fits the task.
         seed: of the noise.
@@ -81,6 +93,8 @@ class Restorer:
     Attributes:
         sigma_max, sigma_min: between which levels a chain runs: those the network was trained on.
         notes: sentences for the user.
+        on_step: is called with a `chains.ChainStep` after each step of a chain, None for nobody; what it raises ends
+            the chain.
 
     Raises:
         ConfigError: an unknown device, precision, sampler or grid.
@@ -99,8 +113,8 @@ class Restorer:
         seed: int = 0,
     ) -> None:
         config = getattr(model, "config", None)
-        if network_batch is None:
-            network_batch = getattr(getattr(config, "engine", None), "network_batch", 16)
+        device = resolve_device(device)
+        rows = network_rows(network_batch, getattr(getattr(config, "engine", None), "network_batch", 16), device)
         if grid not in GRIDS:
             raise ConfigError(f"grid: expected one of {', '.join(GRIDS)}, found {grid!r}")
         if sampler is not None and sampler not in SAMPLERS:
@@ -108,11 +122,12 @@ class Restorer:
         if steps < 1:
             raise ConfigError(f"steps: expected at least 1, found {steps}")
         self.denoiser: GradientDenoiser | WindowGradientDenoiser
-        self.denoiser = GradientDenoiser(model.denoiser, device, precision, network_batch)
+        self.denoiser = GradientDenoiser(model.denoiser, device, precision, rows)
         volume = getattr(config, "volume", None)
         if volume is not None and volume.mode == "patches":
             self.denoiser = WindowGradientDenoiser(self.denoiser, volume.patch, volume.overlap)
         self.steps, self.grid_name, self.sampler, self.seed = steps, grid, sampler, seed
+        self.on_step: OnStep | None = None
         diffusion = getattr(config, "diffusion", None)
         self.family = getattr(diffusion, "noise", "gaussian")
         self.scale = getattr(diffusion, "noise_scale", "unit")
@@ -162,9 +177,9 @@ class Restorer:
 
         def chain(rows: Rows) -> Tensor:
             noise = rows.source()
-            return sample(denoiser, self.sigma_max * noise(0), grid, noise)
+            return sample(denoiser, self.sigma_max * noise(0), grid, noise, watched(rows.tell))
 
-        images, nfe, _ = self._chains(keys, 1, shape, chain)
+        images, nfe, _ = self._chains(keys, 1, shape, grid, chain)
         return Restored(images[:, 0].to("cpu"), nfe)
 
     @torch.no_grad()
@@ -313,9 +328,10 @@ class Restorer:
             part = y[rows.image.to(y.device)].to(self.denoiser.device, torch.float32)
             posterior = self._posterior(name, operator.rows(rows.image), part, sigma_y, grid, rows, options)
             sampler = SAMPLERS[self._sampler(posterior)]
-            return sampler(posterior, self.sigma_max * noise(0), grid, noise, posterior.callback)
+            after = watched(rows.tell, posterior.callback)
+            return sampler(posterior, self.sigma_max * noise(0), grid, noise, after)
 
-        drawn, nfe, gradients = self._chains(keys, samples, shape, chain)
+        drawn, nfe, gradients = self._chains(keys, samples, shape, grid, chain)
         drawn = drawn.to(y.device)
         deviation = drawn.std(dim=1) if samples > 1 else None
         return Restored(drawn[:, 0], samples * nfe, samples * gradients, drawn if samples > 1 else None, deviation)
@@ -376,12 +392,12 @@ class Restorer:
             guide = x[rows.image.to(x.device)].to(self.denoiser.device, torch.float32)
             noisy = guide + level * noise(0)
             if operator is None:
-                return sample(self.denoiser, noisy, grid, noise)
+                return sample(self.denoiser, noisy, grid, noise, watched(rows.tell))
             part = operator.rows(rows.image)
-            return sample(Projected(self.denoiser, part, part(guide)), noisy, grid, noise)
+            return sample(Projected(self.denoiser, part, part(guide)), noisy, grid, noise, watched(rows.tell))
 
         keys = image_keys(x, self.seed if seed is None else seed)
-        drawn, nfe, _ = self._chains(keys, 1, tuple(x.shape[1:]), chain)
+        drawn, nfe, _ = self._chains(keys, 1, tuple(x.shape[1:]), grid, chain)
         images = drawn[:, 0].to(x.device)
         return Restored(images if kept is None else torch.where(kept, x, images), nfe)
 
@@ -390,9 +406,10 @@ class Restorer:
         return counterfactual(self, x, target, sigma, **options)
 
     def _chains(
-        self, keys: Tensor, samples: int, shape: tuple[int, ...], chain: Callable[[Rows], Tensor]
+        self, keys: Tensor, samples: int, shape: tuple[int, ...], grid: Tensor, chain: Callable[[Rows], Tensor]
     ) -> tuple[Tensor, int, int]:
-        return run_chains(self.denoiser, chain, keys, samples, shape, self.family, self.scale)
+        settings = (self.family, self.scale, len(grid) - 1, self.on_step)
+        return run_chains(self.denoiser, chain, keys, samples, shape, *settings)
 
     def edit_level(self, sigma: float | None, strength: float | None) -> float:
         """The noise level that :meth:`edit` starts at; its errors."""
@@ -434,7 +451,7 @@ class Restorer:
             settings["noise"] = rows.source(BESIDE)
         elif name == Projected.name:
             settings |= {"sigmas": grid, "noise": rows.source()}
-        elif name == "guided":
+        elif name in ("matched", "guided"):
             settings.setdefault("sigma_data", self.sigma_data)
         try:
             return SOLVERS[name](self.denoiser, operator, y, sigma_y, **settings)
@@ -473,8 +490,8 @@ class Restorer:
 
             def chain(rows: Rows, part: Tensor = part, grid: Tensor = grid) -> Tensor:
                 noisy = part[rows.image.to(part.device)].to(self.denoiser.device, torch.float32)
-                return SAMPLERS["ancestral"](self.denoiser, noisy, grid, rows.source())
+                return SAMPLERS["ancestral"](self.denoiser, noisy, grid, rows.source(), watched(rows.tell))
 
-            found, calls, _ = self._chains(keys[chosen], samples, tuple(x.shape[1:]), chain)
+            found, calls, _ = self._chains(keys[chosen], samples, tuple(x.shape[1:]), grid, chain)
             drawn[chosen.to(x.device)] = found.to(x.device)
         return drawn, calls

@@ -20,6 +20,7 @@ from anodiff.diffusion import invert, sample_heun
 from anodiff.diffusion.samplers import DenoiserFn
 from anodiff.errors import ConfigError
 from anodiff.restoration.arguments import check_images
+from anodiff.restoration.chains import Tell, teller, watched
 from anodiff.restoration.operators import gaussian_blur
 from anodiff.restoration.restorer import GRIDS, Restorer
 
@@ -83,20 +84,27 @@ def stylize(
     grid = bridge_grid(source, target or source, sigma)
     other = target or source
 
-    def way(start: Restorer, end: Restorer, images: Tensor, exemplar: Tensor | None) -> Tensor:
+    steps = len(grid) - 1
+
+    def way(
+        start: Restorer, end: Restorer, images: Tensor, exemplar: Tensor | None, tell: Tell | None, before: int = 0
+    ) -> Tensor:
         wrapped = _anchored(_guided(end.denoiser, exemplar, weight), images, anchor_px)
-        return sample_heun(wrapped, invert(start.denoiser, images, grid, "heun"), grid.flip(0))
+        latent = invert(start.denoiser, images, grid, "heun", watched(tell, before=before))
+        return sample_heun(wrapped, latent, grid.flip(0), None, watched(tell, before=before + steps))
 
     size, calls = source.denoiser.network_batch, _calls(source, other)
     styled, returned = [], []
     for first in range(0, len(x), size):
+        tell = teller(source.on_step, (4 if cycle else 2) * steps, first // size + 1, -(-len(x) // size))
         rows = torch.arange(first, first + size).clamp(max=len(x) - 1)  # copies: one shape, the same bits
         part = x[rows.to(x.device)].to(source.denoiser.device, torch.float32)
         exemplar = None if style is None else style.to(part).expand_as(part)
-        made = way(source, other, part, exemplar)
+        made = way(source, other, part, exemplar, tell)
         styled.append(made[: len(x) - first])
         if cycle:
-            returned.append(way(other, source, made, None if style is None else part)[: len(x) - first])
+            exemplar = None if style is None else part
+            returned.append(way(other, source, made, exemplar, tell, 2 * steps)[: len(x) - first])
     nfe = (_calls(source, other) - calls) // (len(styled) * size)
     back = torch.cat(returned).to(x.device) if cycle else None
     return Stylized(torch.cat(styled).to(x.device), back, nfe)

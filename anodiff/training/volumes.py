@@ -25,30 +25,13 @@ from anodiff.errors import DataError, InputError
 from anodiff.training.augment import NUMBERS, augment
 from anodiff.training.examples import Drawn
 from anodiff.training.patches import PatchExamples, PatchSource, lesion_free_starts
+from anodiff.training.slabs import SLAB_GAP_MM, Slab, slab_gap, slab_slices
 
 if TYPE_CHECKING:
     from anodiff.engine.progress import Progress
 
 #: nothing nearer to an annotated lesion counts as normal: annotations end where a voxel is half lesion
 LESION_MARGIN_MM = 3.0
-#: between the part of a single patient that is learnt from and the part that is held out
-SLAB_GAP_MM = 10.0
-#: how far through the normal slices the held-out slab lies: what is at an end of a body is like nothing else in it
-SLAB_CENTRE = 1 / 3
-
-
-@dataclass(frozen=True)
-class Slab:
-    """A part of one patient's volume along ``axis`` of the model's grid: the held-out ``share``, or all but it.
-
-    least: slices that it has at least (a patch has to fit). reach: slices that are added to the gap, for neighbours.
-    """
-
-    axis: int
-    share: float
-    held: bool
-    least: int = 0
-    reach: int = 0
 
 
 @dataclass(frozen=True)
@@ -230,34 +213,6 @@ def lesion_zone(part: NormalPart, volume: Volume, prepared: PreparedVolume, spac
     return np.asarray(distance <= LESION_MARGIN_MM)
 
 
-def slab_slices(slab: Slab, normal: np.ndarray, spacing: float) -> np.ndarray:
-    """bool (n,) along the slab's axis, by how many voxels of ``normal`` (I, J, K) lie in each slice.
-
-    Held out is the run of slices that has the ``share`` of them about SLAB_CENTRE of the way; where it must be
-    ``least`` slices thick, it is at the end that has more of them. The rest keeps away from it by the gap.
-    """
-    others = tuple(axis for axis in range(3) if axis != slab.axis)
-    weight = normal.sum(axis=others, dtype=np.float64)
-    passed = np.cumsum(weight) / max(weight.sum(), 1)
-    place = np.arange(len(weight))
-    middle = SLAB_CENTRE if not slab.least else (slab.share / 2 if _front_heavy(weight) else 1 - slab.share / 2)
-    first = int(np.searchsorted(passed, max(0.0, middle - slab.share / 2) + 1e-9))
-    last = int(np.searchsorted(passed, min(1.0, middle + slab.share / 2) - 1e-9))
-    if slab.least and _front_heavy(weight):
-        last = max(last, first + slab.least)
-    elif slab.least:
-        first = min(first, last - slab.least)
-    gap = int(np.ceil(SLAB_GAP_MM / spacing)) + slab.reach
-    if slab.held:
-        return np.asarray((place >= first) & (place <= last))
-    return np.asarray((place < first - gap) | (place > last + gap))
-
-
-def _front_heavy(weight: np.ndarray) -> bool:
-    """Whether the first half of a row of numbers has more than the second."""
-    return bool(weight[: len(weight) // 2].sum() >= weight[len(weight) // 2 :].sum())
-
-
 def spacing_mm(volume: Volume, prepared: PreparedVolume) -> np.ndarray:
     """Voxel sides (3,) of the model's grid in mm."""
     return np.array(prepared.plan.model.spacing) * volume.spacing_mm[0] / prepared.plan.native.spacing[0]
@@ -298,8 +253,12 @@ class _Slices:
             self.planes += [axis] * len(rows)
             self.count += len(images)
             np.moveaxis(covered, axis, 0)[[number for _, number in rows]] = True
+        taken = self._taken_by_gap(part, volume, prepared, axes, len(self.rows) - before)
         if len(self.rows) == before:
-            raise InputError(f"{volume.path}: expected a normal slice with enough foreground, found none")
+            why = taken or self._why_none(part, prepared, clear, axes)
+            raise InputError(f"{volume.path}: expected a normal slice with enough foreground, found none: {why}")
+        if taken:
+            self.remarks.append(f"{volume.path}: {taken}")
         if without:
             self.remarks.append(
                 f"{volume.path}: no slice along {', '.join(without)} is normal with enough foreground, so nothing is "
@@ -315,6 +274,49 @@ class _Slices:
         slices = torch.from_numpy(np.memmap(store, dtype=np.float16, mode="c", shape=shape))
         axes = anatomical_axes(self.volume.orientation)
         return SliceExamples(slices, torch.tensor(self.rows), torch.tensor(self.planes), self.config.augment, axes)
+
+    def _why_none(
+        self, part: NormalPart, prepared: PreparedVolume, clear: Sequence[np.ndarray], axes: Sequence[int]
+    ) -> str:
+        """Why a volume gives no slice: how many are clear of what may not be seen, and their foreground."""
+        settings, found = self.volume, []
+        for axis in axes:
+            places = clear[axis]
+            share = prepared.foreground.numpy().mean(axis=_others(axis))[places].max(initial=0.0)
+            # Where intensities are of each slice, so is the foreground.
+            most = (
+                ""
+                if settings.statistics == "slice" or not places.any()
+                else f", whose foreground is at most {share:.3g}"
+            )
+            found.append(f"{int(places.sum())} of {len(places)} slices along {axis} may be used{most}")
+        keys = [f"volume.min_foreground={settings.min_foreground:g}"]
+        if part.mask:
+            keys.append(f"lesions {LESION_MARGIN_MM:g} mm away, also from volume.neighbours={settings.neighbours}")
+        return f"{'; '.join(found)} (asked for: {', '.join(keys)})"
+
+    def _taken_by_gap(
+        self, part: NormalPart, volume: Volume, prepared: PreparedVolume, axes: Sequence[int], left: int
+    ) -> str:
+        """How many slices of a single patient are lost beside the held-out slab, in words; nothing of other parts."""
+        if part.slab is None or part.slab.held:
+            return ""
+        axis, slab = part.slab.axis, replace(part.slab, held=True)
+        share = prepared.foreground.numpy().mean(axis=_others(axis))
+        enough = (share > 0) & ((share >= self.volume.min_foreground) | (self.volume.statistics == "slice"))
+        normal, held = (
+            int((normal_slices(replace(part, slab=side), volume, prepared, self.volume, axes)[axis] & enough).sum())
+            for side in (None, slab)
+        )
+        lost = normal - held - left
+        if lost <= 0:
+            return ""
+        gap = slab_gap(slab, float(spacing_mm(volume, prepared)[axis]))
+        return (
+            f"of {normal} normal slices {held} are held out (training.holdout) and {lost} lie in the gap of {gap} "
+            f"slices beside them ({SLAB_GAP_MM:g} mm and twice volume.neighbours={self.volume.neighbours}): {left} "
+            "are left to learn from"
+        )
 
     def _cut(
         self, prepared: PreparedVolume, volume: Volume, clear: np.ndarray, axis: int

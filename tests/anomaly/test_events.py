@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 
-from anodiff.anomaly.event_rule import EventRule, EventSettings, HourlyRate
+from anodiff.anomaly.event_rule import EventRule, EventSettings, HourlyRate, footage
 from anodiff.anomaly.events import (
     EventTracker,
     Sample,
@@ -212,14 +212,30 @@ def test_too_few_hours_give_p_values_and_a_sentence_and_no_threshold() -> None:
     rule = fit_rule([clip], EventSettings(), 2.0)
     assert rule.high is None
     assert rule.message is not None
-    assert "at least 0.5 hours" in rule.message
-    assert "found 0.1" in rule.message
+    assert "at least 30 min of normal footage" in rule.message
+    assert "found 6 min" in rule.message
     assert rule.at_rate(10.0 * (1 + 1e-6)).high is not None
     found = find_events(rule, clip.times, clip.scores)
     assert found.anomalous is None
     assert len(found.events) == rule.peaks.size > 0
     assert {event.alarm for event in found.events} == {None}
     assert min(event.p_value for event in found.events) == 2 / (rule.peaks.size + 1)
+
+
+@pytest.mark.parametrize("hours", [0.1, 31.8 / 3600, 1 / 7, 12.3, 0.25])
+def test_the_lowest_rate_that_is_named_can_be_asked_for_and_hardly_a_lower_one(hours: float) -> None:
+    rule = _rule(hours=hours, high=None)
+    assert rule.at_rate(float(f"{rule.lowest_rate:g}")).high is not None
+    assert 1 / hours <= rule.lowest_rate * (1 + 1e-9) < 1.01 * (1 + 1e-9) / hours
+    message = rule.at_rate(0.98 / hours).message
+    assert message is not None
+    assert f"--set video.false_alarms_per_hour={rule.lowest_rate:g}" in message
+
+
+def test_a_count_in_less_than_a_minute_is_told_without_a_rate() -> None:
+    assert HourlyRate.of(2, 31.8 / 3600).sentence() == "2 in 31.8 s"
+    assert HourlyRate.of(2, 0.5).sentence().startswith("2 in 30 min, 4 an hour (95 % interval 0.484 to ")
+    assert [footage(hours) for hours in (2.5, 1 / 60, 0.000361)] == ["2.5 h", "1 min", "1.3 s"]
 
 
 def test_a_rate_that_all_excursions_may_have_lists_all_of_them() -> None:

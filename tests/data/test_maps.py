@@ -75,6 +75,17 @@ def test_a_mask_without_a_map_and_two_files_of_one_name_are_errors_by_name(tmp_p
     assert "d_mask.png: expected a map of the same name" in errors["d_mask"]
 
 
+def test_the_nearest_name_and_the_rule_are_told_where_names_differ(tmp_path: Path) -> None:
+    maps = touch(tmp_path / "maps", "bottle_001.npy", "scan-17.npy")
+    masks = touch(tmp_path / "masks", "bottle_001.png", "scan17_mask.png")
+    (error,) = [pair.error for pair in pair_up(find_maps(maps), find_masks(masks)) if pair.error]
+    assert "scan17_mask.png: expected a map of the same name, found none, the nearest is" in error
+    assert "scan-17.npy; a mask has its map's path below the folder without extension" in error
+    others = touch(tmp_path / "others", "zebra.png", "bottle-001.png")
+    with pytest.raises(DataError, match=r"nearest are the mask \S*bottle-001\.png and the map \S*bottle_001\.npy"):
+        pair_up(find_maps(maps), find_masks(others))
+
+
 def test_an_image_beside_its_mask_is_not_a_mask(tmp_path: Path) -> None:
     masks = touch(tmp_path / "masks", "a.tif", "a_mask.tif", "b.tif")
     assert set(find_masks(masks)) == {"a_mask"}

@@ -177,6 +177,30 @@ def test_an_error_about_the_run_is_not_blamed_on_the_inputs(out: Path, items: li
         assert store.counts() == {}
 
 
+@pytest.mark.parametrize("workers", [1, 4])
+def test_the_summary_names_the_first_failures_in_the_order_of_the_items(
+    out: Path, items: list[Item], workers: int
+) -> None:
+    for item in items[3:8]:
+        Path(item.path).write_text("bad")
+    Path(items[5].path).write_text("poison")
+    summary, _, _ = run(out, items, Lengths(out), workers=workers)
+    assert summary.failed == len(summary.failures) == 5
+    lines = summary.sentence().splitlines()
+    assert lines[:4] == [
+        f"failed: {items[3].path}: expected good text, found bad",
+        f"failed: {items[4].path}: expected good text, found bad",
+        f"failed: {items[5].path}: ValueError: poisoned batch",
+        "... and 2 more, each with its error in the table of results",
+    ]
+    assert lines[4].startswith("20 ok, 5 failed; ")
+    for item in items[3:8]:
+        Path(item.path).write_text("mended")
+    summary, _, _ = run(out, items, Lengths(out))
+    assert summary.failures == ()
+    assert len(summary.sentence().splitlines()) == 1
+
+
 def test_speed_and_busy_share_are_measured(out: Path, items: list[Item]) -> None:
     class Half(Lengths):
         def read(self, item: Item) -> str:
@@ -192,6 +216,9 @@ def test_speed_and_busy_share_are_measured(out: Path, items: list[Item]) -> None
     assert summary.images_per_second == pytest.approx(10 / summary.seconds)
     assert 0.02 < summary.device_busy_share < 0.4
     assert "device busy" in summary.sentence()
+    assert "volumes/s end to end" in summary.sentence("volumes")
+    again, _, _ = run(out, items[:10], Half(out), batch_size=10, workers=1)
+    assert again.sentence() == "10 ok, 0 failed, 10 of them from an earlier run; nothing was computed in this run"
 
 
 def test_one_interrupt_finishes_the_batch_and_the_next_run_goes_on(out: Path, items: list[Item]) -> None:

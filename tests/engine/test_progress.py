@@ -61,6 +61,19 @@ def test_rate_counts_only_this_run_and_only_the_last_half_minute(clock: Clock) -
     assert progress.seconds_left == pytest.approx(1000 - progress.done)
 
 
+def test_a_field_that_changes_within_a_unit_leaves_the_rate(clock: Clock) -> None:
+    progress = Progress(10, quiet=True)
+    progress.open()
+    for second in range(1, 101):
+        clock.now += 1.0
+        progress.update(int(second % 50 == 0), step=f"{second % 50}/50")
+    for second in range(20):
+        clock.now += 1.0
+        progress.update(0, step=f"{second}/50")
+    assert progress.rate == pytest.approx(1 / 50)
+    assert progress.seconds_left == pytest.approx(8 * 50)
+
+
 def test_unknown_total_has_no_time_left(clock: Clock) -> None:
     progress = Progress(None, "frames", quiet=True)
     progress.open()

@@ -70,6 +70,22 @@ def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
     ResultStore.open(tmp_path, SETTINGS).close()
 
 
+def test_the_folder_of_another_job_or_model_is_named_so(tmp_path: Path) -> None:
+    job, model = tmp_path / "job", tmp_path / "model"
+    ResultStore.open(job, {"job": "denoise", "model": "a"}).close()
+    with pytest.raises(
+        StorageError, match="holds a run of anodiff denoise, not of anodiff inpaint; choose another folder"
+    ):
+        ResultStore.open(job, {"job": "inpaint", "model": "b"})
+    with pytest.raises(StorageError, match="of anodiff denoise, not of anodiff score or evaluate;"):
+        ResultStore.open(job, {"model": "a"})
+    ResultStore.open(model, {"model": "a", **{f"slot{n}": "x" * 200 for n in range(9)}}).close()
+    with pytest.raises(StorageError, match=r"holds a run of another model \(slot0 was .*, 6 more\); choose") as caught:
+        ResultStore.open(model, {"model": "b", **{f"slot{n}": n for n in range(9)}})
+    assert str(caught.value).count(" was ") == 3
+    assert len(str(caught.value)) < 500 + len(str(tmp_path))
+
+
 def test_failed_changed_or_lost_results_are_done_again(tmp_path: Path, items: list[Item]) -> None:
     a, b, c = items
     with ResultStore.open(tmp_path / "out", SETTINGS) as store:

@@ -110,7 +110,10 @@ def test_normals_that_the_model_has_learnt_from_are_refused_or_counted(
         shutil.copy(folder / f"i00{n}.png", mixed / f"renamed{n}.png")
     few = tmp_path / "few.safetensors"
     assert anodiff("calibrate", tmp_path / "trained.safetensors", mixed, "--output", few) == 0
-    assert "the model has learnt from 6 of 30 of these normals" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    note = "the model has learnt from 6 of 30 of these normals"
+    assert said.count(note) == 1
+    assert said.index(note) < said.index("calibrating")  # before the work
 
 
 def test_another_channel_needs_a_calibration_of_its_own(

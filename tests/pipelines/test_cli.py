@@ -42,6 +42,16 @@ def test_every_job_shows_examples(anodiff: Run, job: str, capfd: pytest.CaptureF
     assert f"anodiff {job}" in text.split("Examples:")[1]
 
 
+def test_mistyped_options_are_told_in_plain_words(anodiff: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    assert anodiff("export", "m.safetensors", "--output", "o", "--format", "torh") == 2
+    said = capfd.readouterr().err
+    assert "'torh' is not one of 'onnx', 'torch', 'monai-bundle'" in said
+    assert "Value error" not in said
+    assert anodiff("score", "m.safetensors", "in", "--output", "o", "--max-memory", "-1") == 2
+    said = capfd.readouterr().err
+    assert said == "anodiff: --max-memory: expected GiB above 0, found -1\n"
+
+
 #: jobs that run no network over inputs: they read, measure or copy what others have made
 NO_NETWORK = {"metrics", "compare", "split", "import", "export", "info", "configs"}
 

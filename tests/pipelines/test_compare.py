@@ -97,7 +97,8 @@ def test_differences_are_those_of_the_two_runs_with_their_interval(
     assert metrics["pixel_ap"]["p"] < 0.05
     assert metrics["aupimo"]["difference"] is None
     assert "too few normal pixels" in metrics["aupimo"]["reason"]
-    text = capfd.readouterr().out
+    text, said = capfd.readouterr()
+    assert "note: intervals and p rest on 8 groups (patients, parts), and are too narrow" in said
     assert f"{metrics['pixel_ap']['difference']:.3f}" in text
     assert "No decisions to compare" in text
 

@@ -37,6 +37,11 @@ def test_cp_copies_and_never_overwrites(anodiff: Run, tmp_path: Path, capfd: pyt
     capfd.readouterr()
     assert anodiff("configs", "cp", "brain_flair", tmp_path) == 2
     assert "there already" in capfd.readouterr().err
+    assert anodiff("configs", "cp", "brain_flair", tmp_path / "missing" / "mine.yaml") == 0
+    assert (tmp_path / "missing" / "mine.yaml").is_file()
+    capfd.readouterr()
+    assert anodiff("configs", "--help") == 0
+    assert "Copy a recipe, to change it.\n" in capfd.readouterr().out  # whole, not cut off
 
 
 def test_an_unknown_name_gets_the_nearest(anodiff: Run, capfd: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,17 @@ import torch
 from PIL import Image
 
 from anodiff.data.preprocess import Geometry
+from anodiff.engine.loop import Stop, Stopped
+from anodiff.engine.progress import Progress
 from anodiff.engine.store import Item
 from anodiff.errors import DataError, InputError
 from anodiff.model import DiffusionModel, load
+from anodiff.pipelines.restoring import _watching
 from anodiff.pipelines.restoring_masks import mask_settings, mask_source, model_mask
 from anodiff.pipelines.restoring_options import SOLVER_NAMES
 from anodiff.restoration import SOLVERS, Mask, Restorer
+from anodiff.restoration.chains import ChainStep
+from anodiff.restoration.gradients import GradientDenoiser
 from anodiff.restoration.parse import parse_operator
 
 Run = Callable[..., int]
@@ -130,6 +138,57 @@ def test_inpainting_where_anomalous_needs_and_uses_the_calibration(
         before, after = pixels(tmp_path / "in" / name), pixels(out / "images" / name)
         np.testing.assert_array_equal(after[~mask], before[~mask])
     assert any((pixels(out / "masks" / name) > 0).any() for name in ("i000.png", "i001.png"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_chain_after_the_step_in_hand(
+    anodiff: Run, world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """Of three images the second is stopped in the second of its four steps; the next run does it and the third."""
+    world.write_images(tmp_path / "in", 3, 400)
+    call, done, ending = GradientDenoiser.__call__, [0], [6]
+
+    def counted(self: GradientDenoiser, *inputs: Any, **options: Any) -> Any:
+        done[0] += 1
+        if done[0] in ending:
+            os.kill(os.getpid(), number)
+        return call(self, *inputs, **options)
+
+    monkeypatch.setattr(GradientDenoiser, "__call__", counted)
+    out = tmp_path / "out"
+    arguments = ("inpaint", world.raw, tmp_path / "in", "--box", "6,8,8,10", "--solver", "proximal", "--device", "cpu")
+    assert anodiff(*arguments, "--steps", 4, "--output", out) == 130
+    assert done == [6]
+    assert [row["id"] for row in world.read_table(out / "results.csv") if row["status"] == "ok"] == ["i000"]
+    assert not (out / "report.html").exists()
+    ending.clear()
+    assert anodiff(*arguments, "--steps", 4, "--output", out) == 0
+    assert done == [6 + 8]
+    assert anodiff(*arguments, "--steps", 4, "--output", tmp_path / "whole") == 0
+    for name in ("i000.png", "i001.png", "i002.png"):
+        assert (out / "images" / name).read_bytes() == (tmp_path / "whole" / "images" / name).read_bytes()
+
+
+def test_steps_are_shown_and_the_last_one_is_not_thrown_away() -> None:
+    stream, stop = io.StringIO(), Stop()
+    with Progress(1, "images", "inpaint", stream=stream, interval=0) as progress:
+        watch = _watching(progress, stop)
+        watch(ChainStep(12, 32, 1, 3))
+        assert "inpaint: 0/1 images 0% | step 12/32 of batch 1/3 |" in stream.getvalue()
+        stop.asked = True
+        watch(ChainStep(32, 32, 3, 3))
+        for step in (ChainStep(13, 32, 3, 3), ChainStep(32, 32, 1, 3)):
+            with pytest.raises(Stopped):
+                watch(step)
+
+
+def test_a_batch_of_the_network_that_is_asked_for_is_taken(
+    anodiff: Run, world: Any, inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("edit", world.raw, inputs, "--sigma", 0.5, "--output", tmp_path / "out", *QUICK)
+    assert anodiff(*arguments) == 0
+    assert anodiff(*arguments, "--set", "engine.network_batch=3") == 2
+    assert "network_batch was 1, is 3" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("solver", ["matched", "proximal"])

@@ -171,3 +171,11 @@ def test_interrupted_it_exits_130_and_goes_on(world: Any, recipe: Path, tmp_path
     assert not (run / "model.safetensors").exists()
     assert train(anodiff, recipe, world.data, run, *options[2:], "--resume") == 0
     assert library.load(run / "model.safetensors").provenance["images_seen"] == 4000
+
+
+def test_the_count_ends_with_the_last_whole_update(
+    anodiff: Run, world: Any, recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    short = ("--set", "training.images=20", "--set", "training.batch_size=8")
+    assert train(anodiff, recipe, world.data, tmp_path / "run", *short) == 0
+    assert "training: 24/24 images 100%" in capfd.readouterr().err

@@ -105,6 +105,14 @@ def test_fresh_noise_draws_of_the_target_class() -> None:
     assert found.nfe == 24
 
 
+@pytest.mark.parametrize(("start", "steps"), [("inversion", 12), ("noise", 6)])
+def test_the_steps_of_both_ways_are_told(start: str, steps: int) -> None:
+    mine, told = restorer(steps=6), []
+    mine.on_step = lambda step: told.append(str(step))
+    mine.counterfactual(diseased(3), "healthy", 1.0, start=start)
+    assert told == [f"{n}/{steps} of batch {batch}/2" for batch in (1, 2) for n in range(1, steps + 1)]
+
+
 def test_outside_the_mask_every_bit_stays() -> None:
     x = diseased()
     mask = torch.zeros(SIDE, SIDE, dtype=torch.bool)

@@ -23,7 +23,8 @@ from anodiff.restoration import (
     cartesian_lines,
     gaussian_blur,
 )
-from anodiff.restoration.chains import trained_levels
+from anodiff.restoration.chains import ChainStep, network_rows, trained_levels
+from anodiff.restoration.style import stylize
 
 STEPS = 3
 
@@ -41,7 +42,7 @@ def model(tiny_recipe: dict[str, Any]) -> DiffusionModel:
 
 @pytest.fixture
 def restorer(model: DiffusionModel) -> Restorer:
-    return anodiff.Restorer(model, device="cpu", precision="fp32", steps=STEPS)
+    return anodiff.Restorer(model, device="cpu", precision="fp32", network_batch=4, steps=STEPS)
 
 
 class Exact(nn.Module):
@@ -80,6 +81,66 @@ def test_inpainting_has_the_same_bits_in_any_batch_and_keeps_the_rest(restorer: 
     assert torch.equal(part.samples, whole.samples[order])
     changed = torch.where(HOLE, torch.rand(16, 16), x)
     assert torch.equal(restorer.inpaint(changed, HOLE, solver=solver, samples=2).images, whole.images)
+
+
+@pytest.mark.parametrize(("asked", "rows"), [(None, 1), (2, 2)])
+@pytest.mark.parametrize("solver", ["matched", "proximal"])
+def test_a_cpu_fills_no_batch_up_unless_asked(model: DiffusionModel, solver: str, asked: int | None, rows: int) -> None:
+    """Rows that the network sees are counted, those that only fill up a batch among them."""
+    restorer = Restorer(model, device="cpu", precision="fp32", network_batch=asked, steps=STEPS)
+    seen: list[int] = []
+    model.denoiser.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
+    x = images(3)
+    whole = restorer.inpaint(x, HOLE, solver=solver)
+    assert set(seen) == {rows}
+    assert sum(seen) == STEPS * rows * -(-len(x) // rows)
+    for n in range(len(x)):
+        assert torch.equal(restorer.inpaint(x[n : n + 1], HOLE, solver=solver).images, whole.images[n : n + 1])
+
+
+def test_the_rows_of_a_chain_follow_from_the_device_and_from_what_is_asked() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda:0")
+    assert network_rows(None, 16, cpu) == 1
+    assert network_rows(None, 16, cuda) == 16
+    assert network_rows(8, 16, cpu) == network_rows(8, 16, cuda) == 8
+
+
+WAYS = {
+    "generate": (lambda r, x: r.generate(3), 1, 2),
+    "matched": (lambda r, x: r.inpaint(x, HOLE), 1, 2),
+    "resampled": (lambda r, x: r.inpaint(x, HOLE, solver="resampled"), 1, 2),
+    "samples": (lambda r, x: r.denoise(x, 0.5, samples=2), 1, 3),
+    "edit": (lambda r, x: r.edit(x, 0.5), 1, 2),
+    "edit in a mask": (lambda r, x: r.edit(x, 0.5, HOLE), 1, 2),
+    "style": (lambda r, x: stylize(r, x, style=x[:1]), 2, 2),
+    "style and back": (lambda r, x: stylize(r, x, style=x[:1], cycle=True), 4, 2),
+}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_every_step_is_told_and_changes_nothing(model: DiffusionModel, name: str) -> None:
+    way, times, batches = WAYS[name]
+    restorer = Restorer(model, device="cpu", precision="fp32", network_batch=2, steps=STEPS)
+    unheard = way(restorer, images(3)).images
+    told: list[ChainStep] = []
+    restorer.on_step = told.append
+    assert torch.equal(way(restorer, images(3)).images, unheard)
+    steps = times * STEPS
+    assert told == [ChainStep(n, steps, b, batches) for b in range(1, batches + 1) for n in range(1, steps + 1)]
+    assert [each.last for each in told] == [False] * (len(told) - 1) + [True]
+    assert str(told[0]) == f"1/{steps} of batch 1/{batches}"
+    assert str(ChainStep(12, 32)) == "12/32"
+
+
+def test_what_a_step_raises_ends_the_chain(restorer: Restorer) -> None:
+    def stop(step: ChainStep) -> None:
+        if step.step == 2:
+            raise KeyboardInterrupt
+
+    restorer.on_step = stop
+    with pytest.raises(KeyboardInterrupt):
+        restorer.inpaint(images(8), HOLE, solver="proximal")
+    assert restorer.denoiser.calls == 2 * restorer.denoiser.network_batch
 
 
 @pytest.mark.parametrize(

@@ -18,15 +18,14 @@ from anodiff.data.volumes.slices import VolumeSlicer
 from anodiff.errors import DataError
 from anodiff.training.augment import NUMBERS
 from anodiff.training.patches import PatchExamples, PatchSource, lesion_free_starts, turned, window_sums
+from anodiff.training.slabs import Slab, slab_slices
 from anodiff.training.volumes import (
     LESION_MARGIN_MM,
     NormalPart,
-    Slab,
     SliceExamples,
     anatomical_axes,
     normal_voxels,
     read_normals,
-    slab_slices,
 )
 
 CPU = torch.device("cpu")
@@ -286,6 +285,45 @@ def test_a_volume_without_anything_normal_is_named_and_all_of_them_refused(tmp_p
     patches = recipe({"mode": "patches", "patch": [8, 8, 8]})
     with pytest.raises(DataError, match="lesion-free patch of 8 x 8 x 8 voxels"):
         read_normals([NormalPart(volume, "a", mask)], patches)
+
+
+def test_a_volume_without_a_slice_to_learn_from_says_the_numbers_and_the_keys(tmp_path: Path) -> None:
+    values = np.zeros(SHAPE, np.float32)
+    values[:4, :4, 3:10] = 0.5  # a sixteenth of each of seven slices
+    volume = write(tmp_path / "v.nii", values)
+    settings = recipe({"min_foreground": 0.1})
+    preprocess = settings.preprocess.model_copy(update={"foreground": "nonzero"})
+    with pytest.raises(DataError) as caught:
+        read_normals([NormalPart(volume, "p")], settings.model_copy(update={"preprocess": preprocess}))
+    assert "24 of 24 slices along 2 may be used, whose foreground is at most 0.0625 (asked for: " in str(caught.value)
+    assert "volume.min_foreground=0.1" in str(caught.value)
+    volume, mask = write(tmp_path / "w.nii", ramp()), write(tmp_path / "m.nii", np.ones(SHAPE, np.uint8))
+    with pytest.raises(DataError, match=r"0 of 24 slices along 2 .* 3 mm away, also from volume.neighbours=2"):
+        read_normals([NormalPart(volume, "p", mask)], recipe({"neighbours": 2}))
+
+
+def test_a_single_patient_is_told_how_many_slices_the_gap_takes(tmp_path: Path) -> None:
+    from anodiff.pipelines.volume_training import cover_notes
+
+    volume, settings = write(tmp_path / "v.nii", ramp()), recipe({"neighbours": 1})
+    learnt, held = (NormalPart(volume, "p", slab=Slab(2, 0.2, side, reach=2)) for side in (False, True))
+    kept, out = read_normals([learnt], settings), read_normals([held], settings)
+    n, m = len(kept.examples), len(out.examples)
+    assert n > 0
+    assert (
+        f"of 24 normal slices {m} are held out (training.holdout) and {24 - n - m} lie in the gap of 12 slices"
+        in (kept.remarks[0])
+    )
+    assert f": {n} are left to learn from" in kept.remarks[0]
+    assert out.remarks == ()
+    [note] = cover_notes(kept, [learnt], settings)
+    assert "lies only in the held-out slab and its gap is never learnt" in note
+    assert "lesions" not in note
+    masked = NormalPart(volume, "p", write(tmp_path / "m.nii", lesion(23)))
+    assert "only beside lesions is never" in cover_notes(read_normals([masked], settings), [masked], settings)[0]
+    thick = NormalPart(volume, "p", slab=Slab(2, 0.2, False, reach=20))
+    with pytest.raises(DataError, match=r"in the gap of 30 slices .* 0 are left to learn from"):
+        read_normals([thick], settings)
 
 
 @pytest.mark.parametrize("mode", ["slices", "patches"])

@@ -58,14 +58,23 @@ def walk(
         above |= {os.path.join(current, name): {*passed, real[name]} for name in folders}
 
 
+def _silent(_path: str) -> None:
+    """Tells nobody."""
+
+
 def list_images(
-    folder: str | os.PathLike[str], *, masks: bool = False, onerror: Callable[[OSError], None] = refuse_unlisted
+    folder: str | os.PathLike[str],
+    *,
+    masks: bool = False,
+    onerror: Callable[[OSError], None] = refuse_unlisted,
+    onother: Callable[[str], object] = _silent,
 ) -> list[str]:
     """The image files below ``folder`` in natural order, linked folders too; hidden ones are passed over.
 
     Unless ``masks``, annotations are left out too: folders named ``ground_truth`` or ``..._ground_truth``, ``Masks``
     beside ``Images``; ``x_mask``, ``x_label`` and ``x_GT`` where an image ``x`` lies beside; and the PNGs of magnetic
-    tiles (``MT_*/Imgs/x.png`` beside ``x.jpg``). ``onerror`` is told of each folder that cannot be listed.
+    tiles (``MT_*/Imgs/x.png`` beside ``x.jpg``). ``onerror`` is told of each folder that cannot be listed, ``onother``
+    of each file that is no image.
     """
     found = []
     for current, folders, files in walk(folder, onerror):
@@ -73,6 +82,9 @@ def list_images(
         images = [name for name in files if image_suffix(name) and not name.startswith(".")]
         kept = images if masks else without_masks(current, images)
         found += [os.path.join(current, name) for name in kept]
+        for name in sorted(files, key=natural_key):
+            if not image_suffix(name) and not name.startswith("."):
+                onother(os.path.join(current, name))
     return sorted(found, key=natural_key)
 
 
@@ -94,18 +106,18 @@ def without_masks(folder: str, images: Sequence[str]) -> list[str]:
     return kept
 
 
-def expand_inputs(inputs: Sequence[str | os.PathLike[str]]) -> list[str]:
+def expand_inputs(inputs: Sequence[str | os.PathLike[str]], onother: Callable[[str], object] = _silent) -> list[str]:
     """The images that a list of files, folders, glob patterns and CSVs (a column ``path``) stands for.
 
     Each file once, in natural order; every page of a multi-page TIFF on its own, as ``stack.tif#page=1``, and every
     image of an NPZ or IDX file, as ``set.npz#index=images/0``. Files named one by one are kept whatever they are, paths
     listed in a CSV even if missing, and folders that cannot be listed: reading them says what is wrong, in their own
-    row. Raises DataError for an argument that is neither a file, a folder nor a pattern that matches, and
-    where there is no image at all.
+    row. ``onother`` is told of each file below a folder that is no image. Raises DataError for an argument that is
+    neither a file, a folder nor a pattern that matches, and where there is no image at all.
     """
     found: dict[str, str] = {}
     for item in inputs:
-        for path in _expand(os.fspath(item)):
+        for path in _expand(os.fspath(item), onother):
             found.setdefault(os.path.abspath(path), path)
     if not found:
         places = ", ".join(os.fspath(item) for item in inputs) or "no input"
@@ -114,10 +126,10 @@ def expand_inputs(inputs: Sequence[str | os.PathLike[str]]) -> list[str]:
     return [page for path in ordered for page in page_paths(path)]
 
 
-def _expand(item: str) -> list[str]:
+def _expand(item: str, onother: Callable[[str], object]) -> list[str]:
     if os.path.isdir(item):
         unlisted: list[str] = []
-        found = list_images(item, onerror=lambda error: unlisted.append(os.fspath(error.filename)))
+        found = list_images(item, onerror=lambda error: unlisted.append(os.fspath(error.filename)), onother=onother)
         return found + unlisted
     if os.path.lexists(item) or os.path.isfile(file_of(item)):
         return _listed(Path(item)) if item.lower().endswith(".csv") else [item]

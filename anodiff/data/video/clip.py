@@ -189,17 +189,17 @@ def _expand(item: str) -> list[str]:
     if is_live(item) or os.path.isfile(item):
         return [item]
     if os.path.isdir(item):
-        return _below(item)
+        return clips_below(item)
     if glob.has_magic(item):
         matched = [path for path in glob.glob(item, recursive=True) if is_video(path) or os.path.isdir(path)]
-        if found := [clip for path in matched for clip in ([path] if os.path.isfile(path) else _below(path))]:
+        if found := [clip for path in matched for clip in ([path] if os.path.isfile(path) else clips_below(path))]:
             return found
         raise DataError(f"{item}: expected a pattern that matches videos or folders of frames, found no match")
     raise DataError(f"{item}: expected a video, a folder, a pattern, a URL or camera:N, found no such path")
 
 
-def _below(folder: str) -> list[str]:
-    """Clips in and below a folder."""
+def clips_below(folder: str) -> list[str]:
+    """The clips in and below a folder, as `expand_clips` finds them."""
     clips = []
     for current, folders, files in walk(folder):
         beside = set(folders)

@@ -13,8 +13,9 @@ from itertools import pairwise
 
 import numpy as np
 
+from anodiff.data.layouts.folder import natural_key
 from anodiff.data.readers import RawImage, decode_image
-from anodiff.data.video.clip import MIN_FRAMES, Clip, ClipInfo, Frame, list_frames
+from anodiff.data.video.clip import MIN_FRAMES, Clip, ClipInfo, Frame, clips_below, list_frames
 from anodiff.errors import InputError
 
 #: frames a second of a folder, where no one says
@@ -38,6 +39,7 @@ class FrameFolder(Clip):
             if len(self._files) < MIN_FRAMES:
                 raise InputError(
                     f"{self._folder}: expected a folder of at least {MIN_FRAMES} frames, found {len(self._files)}"
+                    f"{hint(self._folder)}"
                 )
             height, width, channels = frame_pixels(self._files[0], self._max_pixels).shape
             self._places = frame_places([os.path.basename(file) for file in self._files])
@@ -62,6 +64,13 @@ class FrameFolder(Clip):
                 self.broken = f"{self._folder}: broke off after {index} frames, at {time:.2f} s: {error}"
                 return
             yield Frame(index, time, pixels)
+
+
+def hint(folder: str) -> str:
+    """Where the clips are that lie below a folder without frames; nothing where there are none."""
+    below = sorted(clips_below(folder), key=natural_key)
+    more = f" and {len(below) - 1} more" if len(below) > 1 else ""
+    return f"; below it {'lie the clips' if more else 'lies the clip'} {below[0]}{more}" if below else ""
 
 
 def frame_places(names: Sequence[str]) -> list[float]:

@@ -126,13 +126,16 @@ def test_a_calibration_that_was_killed_goes_on_and_comes_to_the_same(tmp_path: P
 
         found.errors = counted  # type: ignore[method-assign]
         try:
-            return len(calls), fit_clips(found, clips, pieces=Pieces(tmp_path / "kept", identity(found)))
+            pieces = Pieces(tmp_path / "kept", identity(found))
+            return len(calls), fit_clips(found, clips, pieces=pieces, progress=fresh.append, taken=taken.append)
         except Killed:
             return len(calls), None
         finally:
             made.append(len(calls))
 
     made: list[int] = []
+    fresh: list[int] = []
+    taken: list[int] = []
     assert calibrated(20)[1] is None
     assert calibrated(15)[1] is None
     _, again = calibrated(np.inf)
@@ -146,8 +149,12 @@ def test_a_calibration_that_was_killed_goes_on_and_comes_to_the_same(tmp_path: P
     fit_clips(plain, clips)
     # what was in hand when it was killed is lost, no more: a chunk is one clip here
     assert len(counted) <= sum(made) <= len(counted) + 2 * 5
+    fresh.clear()
+    taken.clear()
     calibrated(np.inf)
     assert made[-1] == 0
+    assert not fresh  # frames of an earlier run are not in the rate of this one
+    assert taken
     other = world.detector(gain=2.0)
     assert identity(other) != identity(plain)
 

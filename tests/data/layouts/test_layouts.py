@@ -223,6 +223,16 @@ def test_expand_files_folders_patterns_and_lists(tmp_path: Path) -> None:
     assert names("c/notes.txt") == ["c/notes.txt"]
 
 
+def test_expand_tells_of_files_below_a_folder_that_are_no_images(tmp_path: Path) -> None:
+    for name in ("a/1.png", "a/1_mask.png", "a/b/2.png"):
+        put(tmp_path / name)
+    for name in ("a/notes10.txt", "a/notes9.txt", "a/b/readme.md", "a/.hidden"):
+        (tmp_path / name).write_text("x")
+    told: list[str] = []
+    expand_inputs([tmp_path / "a"], told.append)
+    assert relative(told, tmp_path) == ["a/notes9.txt", "a/notes10.txt", "a/b/readme.md"]
+
+
 def test_expand_leaves_masks_out_of_folders(tmp_path: Path) -> None:
     small_mvtec(tmp_path)
     put(tmp_path / "p" / "s_1.tif")

@@ -30,6 +30,9 @@ def test_dicom_in_and_out_without_the_patients_name(
     said = capsys.readouterr()
     texts = [said.out, said.err, *(path.read_text() for path in (tmp_path / "out").glob("*.[ch]*"))]
     assert not any("SECRET" in text for text in texts)
+    assert f"report.html, {tmp_path / 'out' / 'dicom'}" in said.err
+    assert "volumes/s end to end" in said.err
+    assert "images/s" not in said.err
     score.run(volumes_model, [str(folder)], tmp_path / "out", device="cpu", dicom=["sc"], show_phi=True)
     assert "SECRETID" in (tmp_path / "out" / "report.html").read_text()
     # what a shell makes of folder/*.dcm is the same series

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,14 @@ def test_the_command_watches_a_recording_and_goes_on(
     assert anodiff("watch", *arguments, "--output", tmp_path / "b", *rate) == 2
     assert "--overwrite" in capfd.readouterr().err
     assert anodiff("watch", *arguments, "--output", tmp_path / "b", *rate, "--overwrite") == 0
-    assert "needs at least 0.111 hours of normal footage" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "needs at least 6.67 min of normal footage" in said
+    assert "excursions above what is usual: " in said
+    asked = re.findall(r"--set (video.false_alarms_per_hour=\S+)\)", said)[0]
+    assert anodiff("watch", *arguments, "--output", tmp_path / "d", "--duration", "2", "--set", asked) == 0
+    assert "events: " in capfd.readouterr().err
+    assert anodiff("watch", arguments[0], clips.data / "Test", "--output", tmp_path / "c") == 2
+    below = clips.data / "Test" / "Test001"
+    assert f"found 0; below it lie the clips {below} and 1 more" in capfd.readouterr().err
     assert anodiff("watch", arguments[0], tmp_path / "none.mp4", "--output", tmp_path / "c") == 2
     assert "none.mp4" in capfd.readouterr().err
