@@ -241,11 +241,10 @@ def run_restoring(
 
     settings: everything of the task that decides what is written. columns: of results.csv, beside COLUMNS.
     """
-    from anodiff.data.layouts import expand_inputs
-    from anodiff.pipelines.score import outside
+    from anodiff.pipelines.score import images_of
     from anodiff.pipelines.scoring import items_of_paths
 
-    items = items_of_paths(outside(expand_inputs(paths), job.folder))
+    items = items_of_paths(images_of(paths, job.folder, common.quiet))
     settings = {**settings, **chain_settings(model_path, model, restorer), "npy": job.npy}
     return run_items(
         job,

@@ -30,7 +30,7 @@ Computed = TypeVar("Computed")
 NAMED = 3  # failures that a summary names
 RUN_ENDING = (StorageError, ConfigError, ModelFileError)  # these are about the run, never about one input
 
-_STOPPING = b"\nstopping after the batch or step in hand; the same command goes on from there (Ctrl-C again stops at once)\n"
+_STOPPING = b"\nstopping after what is in hand; the same command goes on from there (Ctrl-C again stops at once)\n"
 
 
 class Stopped(BaseException):
