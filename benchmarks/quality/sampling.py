@@ -109,7 +109,7 @@ def drawn(restorer: Restorer, count: int, path: Path) -> Tensor:
         part = restorer.generate(range(first, min(first + batch, count))).images.clamp(-1, 1)
         found = torch.cat([found[:first], part]) if first else part
         make_folder(path.parent)
-        atomic_write(path, lambda stream, images=found: torch.save(images, stream))
+        atomic_write(path, partial(torch.save, found))
         print(f"{path.stem}: {len(found)} of {count} images", flush=True)
     return found[:count]
 
