@@ -14,6 +14,7 @@ from anodiff.pipelines.common import ModelOutput, Set, new_file, say
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from anodiff.config import AnodiffConfig
     from anodiff.diffusion import Denoiser
 
 #: where programs put the weights inside a checkpoint
@@ -58,7 +59,7 @@ def main(
     denoiser = build_denoiser(recipe)
     source = weights_file(weights)
     put_weights(denoiser, read_weights(source), source)
-    try_out(denoiser, recipe.preprocess.channels, recipe.preprocess.size, source)
+    try_out(denoiser, input_shape(recipe), source)
     model = DiffusionModel(recipe, denoiser, provenance=provenance(source, recipe.network.kind))
     model.save(output)
     say(f"wrote {output} ({model.parameters / 1e6:.1f} M weights, not calibrated: see anodiff calibrate)")
@@ -137,18 +138,25 @@ def put_weights(denoiser: Denoiser, weights: Mapping[str, Tensor], path: Path) -
     inner.load_state_dict(found)
 
 
-def try_out(denoiser: Denoiser, channels: int, size: tuple[int, int], path: Path) -> None:
-    """One call on noise: right shape and finite numbers, or ModelFileError."""
+def input_shape(recipe: AnodiffConfig) -> tuple[int, ...]:
+    """(C, *S) of what the recipe's network is given: an image, slices with their neighbours, or a patch of a volume."""
+    volume = recipe.volume
+    size = recipe.preprocess.size if volume is None or recipe.network_dims == 2 else volume.patch
+    return (recipe.network_channels, *size)
+
+
+def try_out(denoiser: Denoiser, shape: tuple[int, ...], path: Path) -> None:
+    """One call on noise (C, *S): right shape and finite numbers, or ModelFileError."""
     import torch
 
-    noise = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
     try:
         with torch.inference_mode():
             out = denoiser.eval()(noise, torch.ones(1))
     except (RuntimeError, ValueError, TypeError) as error:
         detail = " ".join(str(error).split())
         raise ModelFileError(
-            f"{path}: expected a network for images of {channels}x{size[0]}x{size[1]}, it failed on one ({detail})"
+            f"{path}: expected a network for images of {'x'.join(map(str, shape))}, it failed on one ({detail})"
         ) from None
     if out.shape != noise.shape or not bool(out.isfinite().all()):
         raise ModelFileError(

@@ -103,6 +103,25 @@ def test_an_imported_model_can_be_calibrated_and_scores(anodiff: Run, world: Any
     assert all(row["p_value"] for row in world.read_table(tmp_path / "out" / "scores.csv"))
 
 
+@pytest.mark.parametrize("volume", [{"mode": "patches", "patch": [8, 8, 8]}, {"mode": "slices", "neighbours": 1}])
+def test_networks_of_volumes_are_imported_too(anodiff: Run, tmp_path: Path, volume: dict[str, Any]) -> None:
+    from monai.networks.nets import DiffusionModelUNet
+
+    channels, dims = (1, 3) if volume["mode"] == "patches" else (3, 2)
+    changes = {"spatial_dims": dims, "in_channels": channels, "out_channels": channels}
+    torch.manual_seed(1)
+    network = DiffusionModelUNet(**{**ARGUMENTS["monai"], **changes}).eval()
+    torch.nn.init.normal_(network.out[-1].conv.weight)
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    path = recipe(tmp_path, "monai", **changes)
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "volume": volume}))
+    output = tmp_path / "model.safetensors"
+    assert anodiff("import", tmp_path / "w.pt", "--config", path, "--output", output) == 0
+    x, t = torch.randn(2, channels, *[8] * dims), torch.tensor([10.0, 400.0])
+    with torch.no_grad():
+        assert torch.equal(library.load(output).denoiser.network(x, t), network(x, timesteps=t))
+
+
 class Evil:
     def __reduce__(self) -> tuple[Any, ...]:
         return (Path.touch, (Path("executed"),))
