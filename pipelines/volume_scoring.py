@@ -95,7 +95,7 @@ def run(
     # A model of images knows images again, not volumes.
     job = VolumeJob(detector, outputs, model.config.preprocess.channel, None if notes else model.seen)
     unknown = modality_note(sources) if notes and detector.volume_calibration is None else ()
-    notes = (*notes, *unknown, *job.notes, *skipped_notes(found.skipped))
+    notes = (*notes, *unknown, *job.notes, *series_notes(sources), *skipped_notes(found.skipped))
     for note in notes:
         say(f"note: {note}", quiet)
     with ResultStore.open(output, settings_of(model_path, model, job), overwrite=overwrite) as store:
@@ -311,6 +311,15 @@ def modality_note(sources: Sequence[VolumeSource]) -> tuple[str, ...]:
         f"the model was trained on 2-D images and does not know its modality; found {' and '.join(found)}: scores of a "
         "modality that it has not learnt mean nothing",
     )
+
+
+def series_notes(sources: Sequence[VolumeSource]) -> tuple[str, ...]:
+    """A sentence on several DICOM series, each of which is a volume of its own."""
+    series = [each.description for each in sources if each.kind == "dicom"]
+    if len(series) < 2:
+        return ()
+    more = f"; and {len(series) - SAID} more" if len(series) > SAID else ""
+    return (f"{len(series)} DICOM series, each a volume: {'; '.join(series[:SAID])}{more}",)
 
 
 def skipped_notes(skipped: Sequence[tuple[str, str]]) -> tuple[str, ...]:

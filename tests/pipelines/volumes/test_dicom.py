@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 
 from anodiff.data.volumes import read_volume
@@ -154,3 +156,22 @@ def test_compressed_slices_without_a_decoder_are_a_row_that_names_the_extra(
     (row,) = scans.table(tmp_path / "out" / "scores.csv")
     assert row["status"] == "failed"
     assert f"found {UID(syntax).name}; pip install 'anodiff[dicom]' reads it" in row["error"]
+
+
+def test_several_series_are_told(
+    scans: Any, volumes_model: Path, tmp_path: Path, ct: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ct(tmp_path / "one" / "a")
+    score.run(volumes_model, [str(tmp_path / "one")], tmp_path / "out1", device="cpu", heatmaps=False)
+    assert "each a volume" not in capsys.readouterr().err
+    shutil.copytree(tmp_path / "one" / "a", tmp_path / "two" / "a")
+    for path in shutil.copytree(tmp_path / "one" / "a", tmp_path / "two" / "b").iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.SeriesInstanceUID += ".7"
+        dataset.SOPInstanceUID += ".7"
+        dataset.save_as(path)
+    score.run(volumes_model, [str(tmp_path / "two")], tmp_path / "out2", device="cpu", heatmaps=False)
+    said = capsys.readouterr().err
+    assert "note: 2 DICOM series, each a volume: " in said
+    assert "SECRET" not in said
+    assert len(scans.table(tmp_path / "out2" / "scores.csv")) == 2
