@@ -19,6 +19,15 @@ LINEAR = {50: 0.1728, 100: 0.3388, 150: 0.5182, 200: 0.7193, 250: LINEAR_250, 30
 #: standard deviation 0.2 of coarse noise on intensities of 0 to 1
 COARSE_SIGMA = 0.4
 
+#: Behrendt et al. 2023 (methods 5.2): step 500, simplex noise inside one box at a time, the rest seen clean
+BOXES = DetectorSettings(
+    noise="simplex",
+    levels=(LINEAR_500,),
+    where="boxes",
+    residual="absolute",
+    standardise="none",
+    reduction="mean",
+)
 PRESETS: dict[str, DetectorSettings] = {
     # One step from each of eight levels; noise pairs cancel, normal error is known per place. Chosen on the dev split
     # of brain_lgg: the levels around 1 see shape, the one at 20 sees plain intensity.
@@ -74,25 +83,10 @@ PRESETS: dict[str, DetectorSettings] = {
         reduction="topk",
         topk=0.005,
     ),
-    # Behrendt et al. 2023 (methods 5.2): step 500, simplex noise inside one box at a time, the rest seen clean.
-    "pddpm": DetectorSettings(
-        noise="simplex",
-        levels=(LINEAR_500,),
-        where="boxes",
-        residual="absolute",
-        standardise="none",
-        reduction="mean",
-    ),
+    "pddpm": BOXES,
     # Iqbal et al. 2023 (methods 5.4): scored as pddpm, the difference being what the model was trained on (masked
     # images, diffusion.mask).
-    "mddpm": DetectorSettings(
-        noise="simplex",
-        levels=(LINEAR_500,),
-        where="boxes",
-        residual="absolute",
-        standardise="none",
-        reduction="mean",
-    ),
+    "mddpm": BOXES,
     # Behrendt et al. 2023 (methods 5.3): one step each from 250, 500 and 750, the mean image compared; of a model that
     # is told a code of the noise-free image (diffusion.given).
     "cddpm": DetectorSettings(

@@ -47,7 +47,7 @@ def foreign(kind: str) -> torch.nn.Module:
 
         network = DiffusionModelUNet(**ARGUMENTS[kind])
     else:
-        pytest.importorskip("diffusers")
+        pytest.importorskip("diffusers", reason="diffusers is a development dependency")
         from diffusers import UNet2DModel
 
         network = UNet2DModel(**ARGUMENTS[kind])
