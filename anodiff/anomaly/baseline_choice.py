@@ -2,8 +2,8 @@
 
 The same grids (:mod:`anodiff.anomaly.tuning_grid`), anomalies of the same kinds and sizes, and the same measure: pixel
 average precision (AP), averaged over kinds and classes of size, for the map; image AP for the score. What is measured
-was fitted on normals of other groups. Unlike a tuning, which must gain a standard error to change anything, a baseline
-takes the best it finds. No label is seen.
+was fitted on normals of other groups. Its map is the best it finds, where a tuning must gain a standard error to change
+anything; its reduction to a score, of which image AP tells little, must earn one too. No label is seen.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,8 @@ from anodiff.anomaly.reduce import Reduction, reduce_maps
 from anodiff.anomaly.residuals import Polarity, apply_polarity, residual
 from anodiff.anomaly.smoothing import smooth_maps
 from anodiff.anomaly.tuning_grid import REDUCTIONS, smoothings
+from anodiff.anomaly.tuning_measure import RESAMPLES, Draws, defined_mean, resampled_ap, standard_error
+from anodiff.metrics.bootstrap import group_weights
 from anodiff.metrics.ranking import average_precision
 
 Form = Literal["signed", "squared", "absolute"]
@@ -107,19 +110,19 @@ class Trials:
             self._known[key] = [self._fold_ap(k, finish, floor) for k in range(len(self.planted))]
         return self._known[key]
 
-    def image_ap(self, finish: Finish, floor: float) -> list[float]:
-        """Of each fold the AP of planted against clean images, averaged over kinds."""
-        found = []
+    def image_ap(self, finish: Finish, floor: float) -> tuple[float, Draws]:
+        """AP of planted against clean images, averaged over kinds and folds, and the same on resampled normals."""
+        aps, draws = [], []
         for k, planted in enumerate(self.planted):
-            scores = finish.scores(self._maps(k, finish, floor, len(planted)), self._foregrounds[k]).cpu()
-            kinds = dict.fromkeys(kind for kind in planted.kinds if kind != CLEAN)
-            aps = []
-            for kind in kinds:
-                rows = torch.tensor([n for n, name in enumerate(planted.kinds) if name in (kind, CLEAN)])
-                labels = torch.tensor([planted.kinds[n] == kind for n in rows.tolist()])
-                aps.append(average_precision(labels.numpy(), scores[rows].numpy()) or 0.0)
-            found.append(_mean(aps))
-        return found
+            scores = finish.scores(self._maps(k, finish, floor, len(planted)), self._foregrounds[k]).cpu().numpy()
+            names, (_, groups) = np.array(planted.kinds), np.unique(planted.groups, return_inverse=True)
+            weights = group_weights(int(groups.max()) + 1, RESAMPLES, k)
+            for kind in sorted(set(planted.kinds) - {CLEAN}):
+                rows = np.isin(names, (kind, CLEAN))
+                labels = names[rows] == kind
+                aps.append(average_precision(labels, scores[rows]) or 0.0)
+                draws.append(resampled_ap(labels, scores[rows], groups[rows], weights))
+        return _mean(aps), defined_mean(draws)
 
     def _maps(self, k: int, finish: Finish, floor: float, count: int) -> Tensor:
         if self._last is None or self._last[0] != floor:
@@ -161,9 +164,12 @@ def choose_width(trials: Trials, start: Finish, floor: float) -> Finish:
 
 
 def choose_reduction(trials: Trials, start: Finish, floor: float) -> Finish:
-    """The reduction that tells planted from clean images best; of equal ones the present one."""
+    """The reduction that tells planted from clean images best, where it gains more than a standard error."""
     tried = [start, *(replace(start, reduction=reduction, topk=topk) for reduction, topk in REDUCTIONS)]
-    return max(tried, key=lambda finish: _mean(trials.image_ap(finish, floor)))
+    found = {finish: trials.image_ap(finish, floor) for finish in tried}
+    best = max(found, key=lambda finish: found[finish][0])
+    (ours, draws), (theirs, others) = found[best], found[start]
+    return best if ours - theirs > standard_error(draws - others) else start
 
 
 def planted_folds(

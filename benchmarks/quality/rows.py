@@ -34,7 +34,7 @@ MANY = 64
 #: is measured and what is chosen from (all that is tuned, and all baselines, are then made anew); BASELINES with what a
 #: baseline learns or how it chooses
 PROCEDURE = 2
-BASELINES = 1
+BASELINES = 2
 #: side of the images that the presets' widths are meant for, px
 USUAL_SIDE = 128
 FEW_NORMALS = ("calibration.threshold_images=20", "calibration.standardise_images=40")
