@@ -146,12 +146,13 @@ def settings_of(
 ) -> Settings:
     """The options, checked against the model. Raises ConfigError."""
     from anodiff.diffusion.likelihood import EXACT, TABLEAUS
+    from anodiff.diffusion.noise import family_of
     from anodiff.pipelines.likelihood_job import Settings
     from anodiff.restoration.chains import trained_levels
 
     if model.config.volume is not None or model.config.video is not None:
         raise ConfigError("likelihood: expected a model of images, found one of volumes or clips")
-    if model.config.diffusion.noise != "gaussian":
+    if family_of(model.config.diffusion.noise) != "gaussian":
         raise ConfigError(
             f"likelihood: expected a model trained with gaussian noise, for which -log p is known, found one with "
             f"{model.config.diffusion.noise} noise"

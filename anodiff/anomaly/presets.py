@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from anodiff.anomaly.settings import DetectorSettings, Harmonise, Stitch
+from anodiff.diffusion.noise import family_of
 from anodiff.errors import ConfigError
 
 #: vp-linear, T = 1000: sigma after so many noising steps
@@ -204,7 +205,7 @@ def resolve(chosen: str | DetectorSettings, config: Any = None) -> tuple[str, De
             slots.setdefault("polarity", polarity)
         settings = preset(start, **slots)
     trained = getattr(config, "diffusion", None)
-    family = getattr(trained, "noise", "gaussian")
+    family = family_of(getattr(trained, "noise", "gaussian"))
     if settings.noise != "model":
         scale = getattr(trained, "noise_scale", "unit") if settings.noise == family else "unit"
         family = settings.noise

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from anodiff.anomaly.settings import DetectorSettings
-from anodiff.diffusion.noise import FAMILIES
+from anodiff.diffusion.noise import FAMILIES, family_of
 from anodiff.errors import ConfigError
 
 CLEAN_IMAGE = "none"
@@ -35,7 +35,8 @@ class TrainedNoise:
         """From the model's recipe; Gaussian where it has none."""
         trained = getattr(getattr(model, "config", None), "diffusion", None)
         kind = getattr(getattr(trained, "sigma", None), "kind", "")
-        return cls(getattr(trained, "noise", "gaussian"), getattr(trained, "noise_scale", "unit"), kind == "fixed")
+        family = family_of(getattr(trained, "noise", "gaussian"))
+        return cls(family, getattr(trained, "noise_scale", "unit"), kind == "fixed")
 
 
 def families(noises: Sequence[str] | None, name: str, present: DetectorSettings, trained: TrainedNoise) -> list[str]:

@@ -81,7 +81,8 @@ class PreprocessConfig(Section):
     intensity: IntensityConfig = IntensityConfig()
     #: the values that mean black and white, whatever the data type; None: the type's own range
     value_range: tuple[Finite, Finite] | None = None
-    foreground: Literal["none", "otsu", "threshold"] = "none"
+    #: where an image or volume comes with a mask of its own that is taken; ``given``: each must
+    foreground: Literal["none", "otsu", "threshold", "given"] = "none"
     foreground_threshold: Share = 0.05
     #: the foreground's rim of so many px (model grid) is no place for anomalies, such as a scalp; never learnt from
     foreground_erode_px: Annotated[int, Field(ge=0, le=64)] = 0
@@ -165,7 +166,8 @@ class DiffusionConfig(Section):
     prediction: Literal["eps", "x0", "v", "edm"] = "edm"
     sigma_data: Positive = 0.5
     noise_input: Literal["log_sigma", "timestep"] = "log_sigma"
-    noise: Literal["gaussian", "simplex", "pyramid", "coarse"] = "gaussian"
+    #: ``mixed``: half of the images with gaussian, half with pyramid noise, for one model that restores and detects
+    noise: Literal["gaussian", "simplex", "pyramid", "coarse", "mixed"] = "gaussian"
     noise_scale: Literal["unit", "published"] = "unit"
     #: ``foreground`` trains on images whose background (within 5 % of the range above the darkest value) stays clean;
     #: ``box`` on noise in one box of half each side alone, which alone is asked for (for presets with where: boxes)

@@ -1,4 +1,4 @@
-"""Noise families: Gaussian, simplex, pyramid and coarse noise, a pure function of (key, level, draw, channel, voxel).
+"""Noise families: Gaussian, simplex, pyramid, coarse and mixed, a pure function of (key, level, draw, channel, voxel).
 
 The key of an image is a hash of its pixels and the user's seed, so its noise depends on nothing else: not on its file
 name, its batch mates, their order, the shard, or the window in which a large image is worked through. All arithmetic
@@ -20,6 +20,9 @@ from anodiff.diffusion.philox import Words, normals, philox, split_key
 from anodiff.errors import ConfigError
 
 FAMILIES = ("gaussian", "simplex", "pyramid", "coarse")
+#: half of the images gaussian, half pyramid noise: to train one model on that restores with the one and detects with
+#: either
+MIXED = "mixed"
 
 PYRAMID_CELLS = (1, 2, 4, 8, 16, 32, 64)  # px between the random numbers of each level
 PYRAMID_PERSISTENCE = 0.8  # amplitude of a level relative to the next finer one
@@ -62,7 +65,7 @@ def sample_noise(
     family: "gaussian"; "simplex" (OpenSimplex-type octaves, see :mod:`anodiff.diffusion.simplex`); "pyramid" (Gaussian
             noise at cells of 1, 2, 4, ... 64 px, each level 0.8 of the next finer one); "coarse" (Gaussian numbers 8 px
             apart, interpolated linearly and shifted at random: what denoising auto-encoders for anomaly detection are
-            trained on, Kascenas et al. 2022).
+            trained on, Kascenas et al. 2022); "mixed" (an image's key decides between "gaussian" and "pyramid").
     keys:   (N,) int64, one an image, see :func:`image_keys`.
     shape:  (C, *spatial) of the result.
     level:  index of the noise level, and draw: index of the draw at that level; a number or one an image (N,).
@@ -82,6 +85,11 @@ def sample_noise(
         return _gaussian(rows, channels, spatial, start, _STREAM_GAUSSIAN).to(dtype)
     if family == "pyramid":
         return _pyramid(rows, channels, spatial, start).to(dtype)
+    if family == MIXED:
+        # both for all rows: to pick rows first, the host would have to wait for the device
+        white = (rows.keys & 1).bool().view(-1, *(1,) * (len(spatial) + 1))
+        gaussian = _gaussian(rows, channels, spatial, start, _STREAM_GAUSSIAN)
+        return torch.where(white, gaussian, _pyramid(rows, channels, spatial, start)).to(dtype)
     if family == "coarse":
         field = _coarse(rows, channels, spatial, start)
         return (field if scale == "published" else field / COARSE_VARIANCE ** (len(spatial) / 2)).to(dtype)
@@ -201,10 +209,16 @@ def _simplex(rows: _Rows, channels: int, spatial: tuple[int, ...], start: tuple[
     return noise
 
 
+def family_of(trained: str) -> str:
+    """The noise that a model of this training is asked with where nothing else is said."""
+    return "gaussian" if trained == MIXED else trained
+
+
 def _check(family: str, scale: str, spatial: tuple[int, ...], start: tuple[int, ...]) -> None:
-    if family not in FAMILIES:
-        nearest = difflib.get_close_matches(family, FAMILIES, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"unknown noise family {family!r}; did you mean {nearest!r}? (known: {', '.join(FAMILIES)})")
+    known = (*FAMILIES, MIXED)
+    if family not in known:
+        nearest = difflib.get_close_matches(family, known, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"unknown noise family {family!r}; did you mean {nearest!r}? (known: {', '.join(known)})")
     if scale not in ("unit", "published"):
         raise ConfigError(f"noise scale must be 'unit' or 'published', found {scale!r}")
     if len(spatial) not in (2, 3) or len(start) != len(spatial):

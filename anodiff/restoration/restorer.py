@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from anodiff.diffusion import SAMPLERS, image_keys, karras_grid, log_grid, make_schedule
+from anodiff.diffusion.noise import family_of
 from anodiff.engine.device import resolve_device
 from anodiff.errors import AnodiffError, ConfigError, InputError
 from anodiff.restoration.arguments import (
@@ -129,7 +130,7 @@ class Restorer:
         self.steps, self.grid_name, self.sampler, self.seed = steps, grid, sampler, seed
         self.on_step: OnStep | None = None
         diffusion = getattr(config, "diffusion", None)
-        self.family = getattr(diffusion, "noise", "gaussian")
+        self.family = family_of(getattr(diffusion, "noise", "gaussian"))
         self.scale = getattr(diffusion, "noise_scale", "unit")
         self.sigma_data = getattr(model.denoiser, "sigma_data", 0.5)
         #: names of the classes that the model knows, and where its estimates are clamped

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from anodiff.diffusion import FAMILIES, image_keys, sample_noise
+from anodiff.diffusion.noise import MIXED, family_of
 from anodiff.errors import ConfigError
 
-families = pytest.mark.parametrize("family", FAMILIES)
+families = pytest.mark.parametrize("family", [*FAMILIES, MIXED])
 
 
 def keys_of(n: int, seed: int = 0) -> torch.Tensor:
@@ -105,6 +106,16 @@ def test_pyramid_is_red_and_the_gaussian_white() -> None:
     assert high == pytest.approx(1, abs=0.2)
     low, high = shares("pyramid")
     assert low > 100 * high
+
+
+def test_mixed_noise_is_one_of_its_two_families_as_the_key_decides() -> None:
+    keys = keys_of(64)
+    mixed = sample_noise(MIXED, keys, (1, 8, 12), draw=3)
+    either = {family: sample_noise(family, keys, (1, 8, 12), draw=3) for family in ("gaussian", "pyramid")}
+    of = {family: (mixed == noise).flatten(1).all(1) for family, noise in either.items()}
+    assert torch.equal(of["gaussian"], ~of["pyramid"])
+    assert 16 < int(of["gaussian"].sum()) < 48  # half of 64, to four standard deviations
+    assert (family_of(MIXED), family_of("simplex")) == ("gaussian", "simplex")
 
 
 def test_dtype_and_published_scale() -> None:
