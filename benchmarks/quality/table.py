@@ -13,15 +13,11 @@ from all finished cells. --budget-minutes ends a run early; the same command goe
 from __future__ import annotations
 
 import argparse
-import gc
 import json
-import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
-import typer
 
 from anodiff.config import load_config
 from anodiff.data.layouts import load_table
@@ -30,8 +26,9 @@ from anodiff.errors import AnodiffError
 from benchmarks.quality import looks
 from benchmarks.quality.models import facts
 from benchmarks.quality.pairs import THEIRS, paired
-from benchmarks.quality.results import HERE, publish, stored
-from benchmarks.quality.rows import ROWS, TUNE_NFE, Options, Row, cell, evidence, is_current, model_of
+from benchmarks.quality.results import publish, stored
+from benchmarks.quality.rows import ROWS, TUNE_NFE, Options, cell, evidence, is_current, model_of
+from benchmarks.quality.runner import closing, deadline, make_cells, parser_of
 from benchmarks.quality.sets import SETS, DataSet
 from benchmarks.quality.table_page import ours
 
@@ -48,7 +45,7 @@ def main(words: list[str] | None = None) -> int:
         tune_images=chosen.tune_images,
         oracle_images=chosen.oracle_images,
         overrides=tuple(chosen.set or ()),
-        deadline=None if chosen.budget_minutes is None else time.monotonic() + 60 * chosen.budget_minutes,
+        deadline=deadline(chosen.budget_minutes),
     )
     rows = [ROWS[name] for name in ROWS if name in chosen.rows or (ROWS[name].oracle and chosen.oracle)]
     failures: list[str] = []
@@ -58,7 +55,7 @@ def main(words: list[str] | None = None) -> int:
         if absent:
             print(f"{name}: left out, found no {' and no '.join(str(options.data / path) for path in absent)}")
             continue
-        failures += cells(entry, rows, options)
+        failures += make_cells(name, {row.name: partial(cell, row, entry, options) for row in rows}, options.over)
         try:
             found = collected(entry, options, chosen.earlier_looks)
         except AnodiffError as error:
@@ -69,69 +66,24 @@ def main(words: list[str] | None = None) -> int:
             ordered = {key: sets[key] for key in SETS if key in sets}
             publish("table", {"tune_nfe": TUNE_NFE, "sets": ordered}, chosen.output)
             print(f"{name}: {len(found['rows'])} rows in {chosen.output / 'RESULTS.md'}")
-    for failure in failures:
-        print(failure)
-    return int(bool(failures))
+    return closing(failures)
 
 
 def parsed(words: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(
+        __doc__, Path("runs/table"), "splits, models, results of cells", "splits, noise, planting and subsets"
+    )
     add = parser.add_argument
     honest = [name for name, row in ROWS.items() if not row.oracle]
-    add("--data", type=Path, required=True, help="the folder of all data sets")
-    add("--work", type=Path, default=Path("runs/table"), help="splits, models, results of cells")
-    add("--output", type=Path, default=HERE, help="where RESULTS.md and results.json are")
     add("--sets", nargs="+", choices=list(SETS), default=list(SETS), metavar="SET", help=", ".join(SETS))
     add("--rows", nargs="+", choices=list(ROWS), default=honest, metavar="ROW", help=", ".join(ROWS))
     add("--oracle", action="store_true", help="also the choice on the labels of test, in rows named oracle_")
-    add("--budget-minutes", type=float, help="begin nothing after so long, and stop a training")
     add("--subset", type=int, default=60, help="images of the rows of hundreds of calls")
     add("--tune-images", type=int, default=48, help="normals in which anomalies are planted")
     add("--oracle-images", type=int, default=200, help="test images that an oracle chooses on, at most")
     add("--earlier-looks", type=int, default=0, help="how often test was looked at before this work folder")
-    add("--device", default="auto")
-    add("--seed", type=int, default=0, help="of splits, noise, planting and subsets")
-    add("--set", action="append", metavar="KEY=VALUE", help="override a key of every recipe, such as training.images")
     return parser.parse_args(words)
-
-
-def cells(entry: DataSet, rows: list[Row], options: Options) -> list[str]:
-    """Makes the rows of a data set, each on its own: what is wrong with one, in a sentence, stops no other."""
-    failures: list[str] = []
-    for row in rows:
-        if options.over():
-            return [*failures, f"{entry.name}: the time was up before {row.name}; the same command goes on"]
-        began = time.monotonic()
-        try:
-            found = cell(row, entry, options)
-        except typer.Exit:
-            return [*failures, f"{entry.name}: {row.name} was stopped in training; the same command goes on"]
-        except (AnodiffError, SystemExit) as error:
-            failures.append(f"{entry.name}: {row.name}: {error}")
-            continue
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            failures.append(f"{entry.name}: {row.name}: expected more memory, found none left ({first_line(error)})")
-            gc.collect()
-            continue
-        if found is None:
-            return [*failures, f"{entry.name}: {row.name} was interrupted; the same command goes on"]
-        print(f"{entry.name}: {row.name} ({time.monotonic() - began:.0f} s)", flush=True)
-        gc.collect()
-    return failures
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, of the device or of the machine; torch has no kind of its own for the latter."""
-    words = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in words
-
-
-def first_line(error: Exception) -> str:
-    """The beginning of what an error says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def collected(entry: DataSet, options: Options, earlier_looks: int) -> dict[str, Any] | None:

@@ -13,25 +13,18 @@ the work folder and is not done twice. RESULTS.md and results.json are written a
 from __future__ import annotations
 
 import argparse
-import gc
 import json
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import typer
-
-from anodiff.errors import AnodiffError
 from benchmarks.quality import video_rows, video_umn
-from benchmarks.quality.results import HERE, publish, stored
+from benchmarks.quality.results import publish, stored
+from benchmarks.quality.runner import Cell, closing, deadline, make_cells, parser_of
 from benchmarks.quality.video_rows import ROWS, Options
 
 #: the data sets, and how often their test clips had been looked at before there was this benchmark
 SETS = {video_rows.PATH: 2, video_umn.PATH: 1}
-
-Cell = Callable[[], dict[str, Any] | None]
 
 
 def main(words: list[str] | None = None) -> int:
@@ -45,41 +38,32 @@ def main(words: list[str] | None = None) -> int:
         overrides=tuple(chosen.set or ()),
         model=chosen.model,
         note=chosen.model_note,
-        deadline=None if chosen.budget_minutes is None else time.monotonic() + 60 * chosen.budget_minutes,
+        deadline=deadline(chosen.budget_minutes),
     )
     failures: list[str] = []
     for name in chosen.sets:
         if not (options.data / name).exists():
             print(f"{name}: left out, found no {options.data / name}")
             continue
-        failures += run(name, cells(name, chosen.rows, options), options)
+        failures += make_cells(name, cells(name, chosen.rows, options), options.over)
         found = collected(name, options.work, SETS[name] if chosen.looks is None else chosen.looks)
         if found is not None:
             sections = stored(chosen.output).get("video", {})
             publish("video", {**sections, name: found}, chosen.output)
             print(f"{name}: {len(found['cells'])} cells in {chosen.output / 'RESULTS.md'}")
-    for failure in failures:
-        print(failure)
-    return int(bool(failures))
+    return closing(failures)
 
 
 def parsed(words: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, Path("runs/video"), "models, results of cells", "the noise and of the baselines")
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="the folder of all data sets")
-    add("--work", type=Path, default=Path("runs/video"), help="models, results of cells")
-    add("--output", type=Path, default=HERE, help="where RESULTS.md and results.json are")
     add("--sets", nargs="+", choices=list(SETS), default=list(SETS), metavar="SET", help=", ".join(SETS))
     add("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW", help=f"of Ped2: {', '.join(ROWS)}")
     add("--model", type=Path, help="a trained and calibrated model file for the row predict")
     add("--model-note", default="", help="a sentence for the page on where that file comes from and how it was chosen")
     add("--looks", type=int, metavar="N", help="how often test was looked at before this work folder (default: "
         + ", ".join(f"{name} {count}" for name, count in SETS.items()) + ")")  # fmt: skip
-    add("--budget-minutes", type=float, help="begin nothing after so long, and stop a training")
-    add("--device", default="auto")
-    add("--seed", type=int, default=0, help="of the noise and of the baselines")
-    add("--set", action="append", metavar="KEY=VALUE", help="override a key of every recipe, such as training.images")
     found = parser.parse_args(words)
     if found.looks is not None and found.looks < 0:
         parser.error(f"argument --looks: expected at least 0, found {found.looks}")
@@ -93,27 +77,6 @@ def cells(name: str, rows: list[str], options: Options) -> dict[str, Cell]:
     if name == video_umn.PATH:
         return {f"fold{number}": partial(video_umn.fold_cell, number, options) for number in range(video_umn.FOLDS)}
     return {key: partial(video_rows.cell, row, options) for key, row in ROWS.items() if key in rows}
-
-
-def run(name: str, todo: dict[str, Cell], options: Options) -> list[str]:
-    """Makes the cells, each on its own: what is wrong with one, in a sentence, stops no other."""
-    failures: list[str] = []
-    for key, make in todo.items():
-        if options.over():
-            return [*failures, f"{name}: the time was up before {key}; the same command goes on"]
-        began = time.monotonic()
-        try:
-            found = make()
-        except typer.Exit:
-            return [*failures, f"{name}: {key} was stopped in training; the same command goes on"]
-        except (AnodiffError, SystemExit) as error:
-            failures.append(f"{name}: {key}: {error}")
-            continue
-        if found is None:
-            return [*failures, f"{name}: {key} was interrupted; the same command goes on"]
-        print(f"{name}: {key} ({time.monotonic() - began:.0f} s)", flush=True)
-        gc.collect()
-    return failures
 
 
 def collected(name: str, work: Path, earlier_looks: int) -> dict[str, Any] | None:
