@@ -63,7 +63,8 @@ class RawImage:
 
     pixels: float32 (H, W, C), the values as stored; low, high: the value range of the stored type (uint8: 0..255,
     uint16: 0..65535, bool: 0..1; other types: 0..1 when the values lie within it, else their minimum and maximum);
-    dtype: the stored type's NumPy name; path: where it came from, for messages.
+    dtype: the stored type's NumPy name; path: where it came from, for messages; foreground: bool (H, W), where one was
+    made elsewhere; None: the settings of the preprocessing say how it is found.
     """
 
     pixels: np.ndarray
@@ -71,6 +72,7 @@ class RawImage:
     high: float
     dtype: str
     path: str = ""
+    foreground: np.ndarray | None = None
 
 
 def split_page(path: str | os.PathLike[str]) -> tuple[str, int | None]:

@@ -2,7 +2,8 @@
 
 Columns: ``id`` (unique, safe as a file name), ``path``, ``label`` (Int64: 0 normal, 1 anomalous, <NA> unknown),
 ``mask`` (path of the pixel annotation, "" = none), ``group`` (patient, part, clip; "" = unknown), ``split``
-("train", "val", "dev", "test" or "" = not said) and ``class_name`` (as the data has it; "" = unknown).
+("train", "val", "dev", "test" or "" = not said), ``class_name`` (as the data has it; "" = unknown) and ``foreground``
+(path of a mask of what is looked at, such as a brain; "" = none).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from anodiff.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = ("id", "path", "label", "mask", "group", "split", "class_name")
+COLUMNS = ("id", "path", "label", "mask", "group", "split", "class_name", "foreground")
 SPLITS = ("train", "val", "dev", "test", "")
 MAX_ID_BYTES = 120
 NAMED_GROUPS = 3
@@ -69,6 +70,7 @@ class Sample:
     group: str = ""
     split: str = ""
     class_name: str = ""
+    foreground: str = ""
 
 
 def build_table(samples: Iterable[Sample], layout: str, root: str | os.PathLike[str]) -> SampleTable:
@@ -90,6 +92,7 @@ def build_table(samples: Iterable[Sample], layout: str, root: str | os.PathLike[
             "group": [row.group for row in rows],
             "split": [row.split for row in rows],
             "class_name": [row.class_name for row in rows],
+            "foreground": [row.foreground for row in rows],
         },
         columns=list(COLUMNS),
     )
@@ -108,14 +111,17 @@ def page_paths(path: str) -> list[str]:
 
 def _pages(sample: Sample) -> list[Sample]:
     paths = page_paths(sample.path)
-    masks = page_paths(sample.mask) if sample.mask else [""]
     if paths == [sample.path]:
         return [sample]
-    if len(masks) != len(paths):
-        # One mask for all pages: of the wrong size or not, reading it decides.
-        masks = [sample.mask] * len(paths)
     group = sample.group or sample.path
-    return [replace(sample, path=path, mask=mask, group=group) for path, mask in zip(paths, masks, strict=True)]
+    beside = zip(paths, _pages_of(sample.mask, len(paths)), _pages_of(sample.foreground, len(paths)), strict=True)
+    return [replace(sample, path=path, mask=mask, foreground=given, group=group) for path, mask, given in beside]
+
+
+def _pages_of(path: str, count: int) -> list[str]:
+    """``count`` masks: the pages of a file that has as many, else the one for all: reading says whether it fits."""
+    pages = page_paths(path) if path else [""]
+    return pages if len(pages) == count else [path] * count
 
 
 def make_ids(paths: Sequence[str | os.PathLike[str]]) -> list[str]:

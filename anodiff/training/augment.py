@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anodiff.config import AugmentConfig
+from anodiff.engine.device import to_device
 
 #: uniform numbers an image consumes, whatever is switched on, so that switching one does not shift the others
 NUMBERS = 8
@@ -28,7 +29,7 @@ def augment(images: Tensor, settings: AugmentConfig, u: Tensor) -> Tensor:
     if is_identity(settings):
         return images
     n, _, height, width = images.shape
-    u = u.to(images.device, torch.float32)
+    u = to_device(u, images.device, torch.float32)
     sign = 2 * u - 1
     angle = sign[:, 0] * math.radians(settings.rotate_deg)
     zoom = 1 + sign[:, 1] * settings.scale
@@ -66,7 +67,7 @@ def augment(images: Tensor, settings: AugmentConfig, u: Tensor) -> Tensor:
 def window(images: Tensor, size: tuple[int, int], u: Tensor) -> Tensor:
     """Windows (N, C, h, w) of images (N, C, H, W), every place as likely: ``u`` (N, 2) uniform in [0, 1) says which."""
     n, _, height, width = images.shape
-    places = torch.tensor([height - size[0] + 1, width - size[1] + 1], device=images.device)
+    places = to_device(torch.tensor([height - size[0] + 1, width - size[1] + 1]), images.device)
     # a float32 below 1, times a count, may round up to the count itself
     start = torch.minimum((u * places).long(), places - 1)
     rows = start[:, 0, None] + torch.arange(size[0], device=images.device)

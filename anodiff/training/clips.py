@@ -15,6 +15,7 @@ from torch import Tensor
 from anodiff.config import AnodiffConfig
 from anodiff.data.clip_input import ClipInput, FramePreprocessor, median_background, thinned
 from anodiff.data.video.beat import between_gaps
+from anodiff.engine.device import to_device
 from anodiff.errors import DataError, InputError
 from anodiff.training.augment import augment
 from anodiff.training.examples import Drawn
@@ -100,7 +101,7 @@ class ClipExamples:
 
     def draw(self, index: Tensor, u: Tensor, device: torch.device) -> Drawn:
         """See `anodiff.training.examples.Examples`."""
-        clean, context = self.input(self.clips.frames[self._frames(index)].to(device, non_blocking=True))
+        clean, context = self.input(to_device(self.clips.frames[self._frames(index)], device))
         together = clean if context is None else torch.cat([clean, context], dim=1)
         moved = augment(together, self.config.augment, u)
         count = clean.shape[1]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from anodiff.config import AugmentConfig
+from anodiff.engine.device import to_device
 from anodiff.training.augment import augment
 
 
@@ -30,10 +31,8 @@ class Drawn:
 
     def to(self, device: torch.device) -> Drawn:
         """The same on a device."""
-        context, label = (
-            None if each is None else each.to(device, non_blocking=True) for each in (self.context, self.label)
-        )
-        return Drawn(self.clean.to(device, non_blocking=True), context, label)
+        context, label = (None if each is None else to_device(each, device) for each in (self.context, self.label))
+        return Drawn(to_device(self.clean, device), context, label)
 
 
 class Examples(Protocol):
@@ -62,5 +61,5 @@ class ImageExamples:
 
     def draw(self, index: Tensor, u: Tensor, device: torch.device) -> Drawn:
         """See `Examples`."""
-        clean = augment(self.images[index].to(device, non_blocking=True), self.settings, u)
-        return Drawn(clean, label=None if self.labels is None else self.labels[index].to(device, non_blocking=True))
+        clean = augment(to_device(self.images[index], device), self.settings, u)
+        return Drawn(clean, label=None if self.labels is None else to_device(self.labels[index], device))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from anodiff.data.foreground import with_given
 from anodiff.data.preprocess import Preprocessor
 from anodiff.data.readers import read_image
 from anodiff.data.seen import pixel_hash
@@ -22,6 +23,7 @@ class ImageSet:
     """images: float32 (N, C, H, W); foreground: bool (N, H, W); groups and paths: N strings; failed: sentences.
 
     ``hashes``: N numbers by which `anodiff.data.seen` knows an image again. ``labels``: the class of each, where known.
+    ``given``: whether the foreground of each was made elsewhere.
     """
 
     images: Tensor
@@ -31,6 +33,7 @@ class ImageSet:
     failed: tuple[str, ...] = ()
     hashes: tuple[int, ...] = ()
     labels: tuple[int, ...] = ()
+    given: tuple[bool, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -47,6 +50,7 @@ class ImageSet:
             self.failed,
             tuple(self.hashes[i] for i in chosen) if self.hashes else (),
             tuple(self.labels[i] for i in chosen) if self.labels else (),
+            tuple(self.given[i] for i in chosen) if self.given else (),
         )
 
     def sample(self, count: int, seed: int = 0) -> ImageSet:
@@ -69,11 +73,11 @@ def load_images(
 
     ``labels``: the class of each row, which the images keep. Raises DataError when not one image can be read.
     """
-    paths = list(samples.table["path"])
+    paths, beside = list(samples.table["path"]), list(samples.table["foreground"])
 
-    def prepare(path: str) -> tuple[Tensor, Tensor, int] | str:
+    def prepare(path: str, foreground: str) -> tuple[Tensor, Tensor, int] | str:
         try:
-            raw = read_image(path, max_pixels=max_pixels)
+            raw = with_given(read_image(path, max_pixels=max_pixels), foreground, max_pixels=max_pixels)
             prepared = preprocessor(raw)
             return prepared.image, prepared.foreground, pixel_hash(raw)
         except InputError as error:
@@ -81,7 +85,7 @@ def load_images(
 
     images, foreground, hashes, kept, failed = [], [], [], [], []
     with ThreadPoolExecutor(workers) as pool, Progress(len(paths), "images", "reading", quiet=quiet) as progress:
-        for row, outcome in enumerate(pool.map(prepare, paths)):
+        for row, outcome in enumerate(pool.map(prepare, paths, beside)):
             progress.update(1)
             if isinstance(outcome, str):
                 failed.append(outcome)
@@ -93,6 +97,10 @@ def load_images(
             kept.append(row)
     if not images:
         raise DataError(f"{samples.root}: expected readable images, found none in {len(paths)} ({failed[0]})")
+    sizes = sorted({tuple(image.shape[1:]) for image in images})
+    if len(sizes) > 1:
+        shown = ", ".join("x".join(map(str, size[::-1])) for size in sizes[:3])
+        raise DataError(f"{samples.root}: expected images of one size, found {len(sizes)} ({shown}...)")
     groups = group_keys(samples)
     return ImageSet(
         torch.stack(images),
@@ -102,6 +110,7 @@ def load_images(
         tuple(failed),
         tuple(hashes),
         tuple(labels[row] for row in kept) if labels else (),
+        tuple(bool(beside[row]) for row in kept),
     )
 
 

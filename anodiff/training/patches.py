@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anodiff.config import AugmentConfig
+from anodiff.engine.device import to_device
 from anodiff.training.augment import NUMBERS
 from anodiff.training.examples import Drawn
 
@@ -115,8 +116,8 @@ class PatchExamples:
             start = places[min(int(numbers[2] * len(places)), len(places) - 1)]
             cuts.append(_window(source.volume, start.tolist(), self.patch, margin))
             spacings.append(source.spacing)
-        windows = torch.stack(cuts).to(device, non_blocking=True).float()
-        u = u.to(device, torch.float32)
+        windows = to_device(torch.stack(cuts), device, torch.float32)
+        u = to_device(u, device, torch.float32)
         if any(margin):
             head_foot = self.flips[1]
             windows = turned(windows, self.patch, torch.tensor(spacings, device=device), head_foot, u, self.settings)

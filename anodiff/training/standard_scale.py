@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -14,7 +14,9 @@ from anodiff.engine.progress import Progress
 from anodiff.errors import ConfigError, DataError, InputError
 
 if TYPE_CHECKING:
-    from anodiff.training.volumes import NormalPart
+    from anodiff.training.normal_parts import NormalPart
+
+Part = TypeVar("Part")
 
 
 def is_missing(config: AnodiffConfig) -> bool:
@@ -29,11 +31,15 @@ def with_scale(config: AnodiffConfig, landmarks: Sequence[np.ndarray]) -> Anodif
     return config.model_copy(update={"preprocess": prepared.model_copy(update={"intensity": intensity})})
 
 
-def fit_images(config: AnodiffConfig, paths: Sequence[str], quiet: bool = False) -> AnodiffConfig:
+def fit_images(
+    config: AnodiffConfig, paths: Sequence[str], quiet: bool = False, foregrounds: Sequence[str] = ()
+) -> AnodiffConfig:
     """The recipe with the standard scale of image files, where it is missing; else as it is.
 
+    foregrounds: the file of each image's, "" where it is estimated.
     Images that cannot be read, or without spread, do not count. Raises DataError where none is left.
     """
+    from anodiff.data.foreground import with_given
     from anodiff.data.preprocess import Preprocessor
     from anodiff.data.readers import read_image
 
@@ -41,8 +47,13 @@ def fit_images(config: AnodiffConfig, paths: Sequence[str], quiet: bool = False)
         return config
     preprocessor = Preprocessor(config.preprocess)
 
+    beside = dict(zip(paths, foregrounds, strict=True)) if foregrounds else {}
+
     def landmarks(path: str) -> np.ndarray:
-        return preprocessor.landmarks(read_image(path, max_pixels=config.preprocess.max_pixels))
+        most = config.preprocess.max_pixels
+        return preprocessor.landmarks(
+            with_given(read_image(path, max_pixels=most), beside.get(path, ""), max_pixels=most)
+        )
 
     with ThreadPoolExecutor(config.engine.workers) as pool:
         return with_scale(config, _all(paths, lambda path: pool.submit(landmarks, path).result, "images", quiet))
@@ -55,7 +66,7 @@ def fit_volumes(config: AnodiffConfig, parts: Sequence[NormalPart], quiet: bool 
     used, ConfigError for intensities that are of each slice.
     """
     from anodiff.data.volumes.preprocess import VolumePreprocessor
-    from anodiff.data.volumes.read import read_volume
+    from anodiff.data.volumes.read import read_given
     from anodiff.data.volumes.slices import select_channels, volume_settings
 
     if not is_missing(config):
@@ -68,18 +79,18 @@ def fit_volumes(config: AnodiffConfig, parts: Sequence[NormalPart], quiet: bool 
         )
     prepared, preprocessor = config.preprocess, VolumePreprocessor(volume_settings(config.preprocess, config.volume))
 
-    def landmarks(path: str) -> np.ndarray:
-        return preprocessor.landmarks(select_channels(read_volume(path), prepared.channels, prepared.channel))
+    def landmarks(part: NormalPart) -> np.ndarray:
+        volume = read_given(part.path, part.foreground)
+        return preprocessor.landmarks(select_channels(volume, prepared.channels, prepared.channel))
 
-    paths = [part.path for part in parts]
-    return with_scale(config, _all(paths, lambda path: lambda: landmarks(path), "volumes", quiet))
+    return with_scale(config, _all(parts, lambda part: lambda: landmarks(part), "volumes", quiet))
 
 
 def _all(
-    paths: Iterable[str], begin: Callable[[str], Callable[[], np.ndarray]], what: str, quiet: bool
+    parts: Iterable[Part], begin: Callable[[Part], Callable[[], np.ndarray]], what: str, quiet: bool
 ) -> list[np.ndarray]:
-    """The landmarks of all that can be read, in order; ``begin`` starts reading a path and gives what waits for it."""
-    waiting = [begin(path) for path in paths]
+    """The landmarks of all that can be read, in order; ``begin`` starts reading one and gives what waits for it."""
+    waiting = [begin(part) for part in parts]
     found, failed = [], ""
     with Progress(len(waiting), what, "standard scale", quiet=quiet) as progress:
         for wait in waiting:

@@ -32,7 +32,7 @@ from anodiff.diffusion.objective import (
     within_foreground,
 )
 from anodiff.engine.compiling import compile_network
-from anodiff.engine.device import Precision, autocast
+from anodiff.engine.device import Precision, autocast, to_device
 from anodiff.errors import TrainingError
 from anodiff.model import build_denoiser, schedule_of
 from anodiff.training.augment import NUMBERS
@@ -243,7 +243,7 @@ class Trainer:
     def require_finite(self) -> None:
         """Raises TrainingError where a weight, averaged or not, is NaN or infinite."""
         for module in (self.averaged.network, self.network):
-            if not all(bool(p.isfinite().all()) for p in module.parameters()):
+            if not bool(torch.stack([p.isfinite().all() for p in module.parameters()]).all()):
                 raise TrainingError(self._diverged("weights that are not finite", "finite weights"))
 
     def _diverged(self, found: str, expected: str) -> str:
@@ -278,12 +278,13 @@ class Trainer:
     def _keys(self, rows: Tensor, stream: int) -> Tensor:
         """Noise keys of row counters (N,) int64 on the device."""
         seed = self.config.training.seed
-        return torch.tensor([mix(seed, stream, row) for row in rows.tolist()], dtype=torch.long).to(self.device)
+        keys = torch.tensor([mix(seed, stream, row) for row in rows.tolist()], dtype=torch.long)
+        return to_device(keys, self.device)
 
     def _uniform(self, rows: Tensor, stream: int) -> Tensor:
         """A number in [0, 1) of each row counter, (N,) on the device."""
         seed = self.config.training.seed
-        return torch.tensor([mix(seed, stream, row) / 2**62 for row in rows.tolist()]).to(self.device)
+        return to_device(torch.tensor([mix(seed, stream, row) / 2**62 for row in rows.tolist()]), self.device)
 
     def _loss(self, rows: Tensor, u_sigma: Tensor, u_augment: Tensor) -> Tensor:
         drawn = self.examples.draw(self._pick(rows), u_augment, self.device)
@@ -318,6 +319,7 @@ class Trainer:
             if isinstance(self.schedule, NoiseSchedule) and denoiser.learned_variance:
                 learned = partial(denoiser.with_variance, context=self.context(drawn), label=drawn.label)
                 return hybrid_loss(learned, clean, sigma, noise, weight, self.schedule)
+            sigma, weight = to_device(sigma, self.device), to_device(weight, self.device)
             given = denoiser.given(self.context(drawn), drawn.label)
             return denoising_loss(given, clean, sigma, noise, weight, shown=shown, where=where)
 

@@ -16,32 +16,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anodiff.config import AnodiffConfig, AugmentConfig, VolumeConfig
+from anodiff.config import AnodiffConfig, AugmentConfig
 from anodiff.data.volumes.preprocess import PreparedVolume
-from anodiff.data.volumes.read import read_mask, read_volume
+from anodiff.data.volumes.read import read_given
 from anodiff.data.volumes.slices import VolumeSlicer, cut_slices
 from anodiff.data.volumes.volume import Volume
+from anodiff.engine.device import to_device
 from anodiff.errors import DataError, InputError
 from anodiff.training.augment import NUMBERS, augment
 from anodiff.training.examples import Drawn
+from anodiff.training.normal_parts import (
+    LESION_MARGIN_MM,
+    NormalPart,
+    anatomical_axes,
+    normal_slices,
+    normal_voxels,
+    other_axes,
+    spacing_mm,
+)
 from anodiff.training.patches import PatchExamples, PatchSource, lesion_free_starts
-from anodiff.training.slabs import SLAB_GAP_MM, Slab, slab_gap, slab_slices
+from anodiff.training.slabs import SLAB_GAP_MM, slab_gap
 
 if TYPE_CHECKING:
     from anodiff.engine.progress import Progress
-
-#: nothing nearer to an annotated lesion counts as normal: annotations end where a voxel is half lesion
-LESION_MARGIN_MM = 3.0
-
-
-@dataclass(frozen=True)
-class NormalPart:
-    """A volume that can be read, and what of it is normal: all, what its mask spares, a slab of that."""
-
-    path: str
-    group: str
-    mask: str = ""
-    slab: Slab | None = None
 
 
 @dataclass
@@ -64,7 +61,7 @@ class SliceExamples:
     def draw(self, index: Tensor, u: Tensor, device: torch.device) -> Drawn:
         """See `examples.Examples`; a mirrored body is mirrored along its own axis, whatever way it was cut."""
         chosen = self.rows[index]
-        images = self.slices[chosen.flatten()].to(device, non_blocking=True).float()
+        images = to_device(self.slices[chosen.flatten()], device, torch.float32)
         images = images.view(*chosen.shape, *images.shape[1:])  # (N, stack, C, h, w)
         wanted = ((self.settings.flip_lr, self.flips[0], 4), (self.settings.flip_ud, self.flips[1], 5))
         for on, axis, number in wanted:
@@ -123,7 +120,7 @@ def read_normals(
     with tempfile.TemporaryFile() as store:
         for part in parts:
             try:
-                volume = read_volume(part.path)
+                volume = read_given(part.path, part.foreground)
                 prepared = slicer.prepare(volume)
                 shares.append(gather.add(store, prepared, volume, part))
                 kept.append(part)
@@ -153,78 +150,6 @@ def volume_hash(volume: Volume) -> int:
     from anodiff.data.seen import pixel_hash
 
     return pixel_hash(RawImage(volume.data, volume.low, volume.high, volume.dtype, volume.path))
-
-
-def normal_voxels(part: NormalPart, volume: Volume, prepared: PreparedVolume) -> np.ndarray:
-    """bool (I, J, K) on the model's grid: what a patch may hold that is learnt from, or calibrated on.
-
-    Raises InputError for a mask that cannot be used.
-    """
-    spacing = spacing_mm(volume, prepared)
-    near = lesion_zone(part, volume, prepared, spacing)
-    free = np.ones(prepared.plan.model.shape, dtype=bool) if near is None else ~near
-    if part.slab is not None:
-        normal = free & prepared.foreground.numpy()
-        free &= _along(slab_slices(part.slab, normal, float(spacing[part.slab.axis])), part.slab.axis)
-    return free
-
-
-def normal_slices(
-    part: NormalPart, volume: Volume, prepared: PreparedVolume, config: VolumeConfig, axes: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each axis of the model's grid bool (n,): the slices across it that may be learnt from, or calibrated on.
-
-    A slice within LESION_MARGIN_MM of a lesion is not normal, nor is one that would see it as a neighbour; each axis of
-    ``axes`` has slices of its own, and a lesion may leave none along one of them. Raises InputError for a mask that
-    cannot be used, and a slab of a volume that is cut along another axis.
-    """
-    spacing = spacing_mm(volume, prepared)
-    near = lesion_zone(part, volume, prepared, spacing)
-    clear = [np.ones(side, dtype=bool) for side in prepared.plan.model.shape]
-    for axis in axes if near is not None else ():
-        clear[axis] = _all_near(np.asarray(~np.asarray(near).any(axis=_others(axis))), config.neighbours)
-    if part.slab is not None:
-        axis = part.slab.axis
-        if tuple(axes) != (axis,):
-            raise InputError(
-                f"{volume.path}: expected slices along {'ijk'[axis]}, of which a part can be held out, found "
-                f"{' x '.join(map(str, prepared.plan.model.shape))} voxels"
-            )
-        normal = prepared.foreground.numpy() & _along(clear[axis], axis)
-        clear[axis] &= slab_slices(part.slab, normal, float(spacing[axis]))
-    return clear[0], clear[1], clear[2]
-
-
-def _others(axis: int) -> tuple[int, ...]:
-    """The two other axes."""
-    return tuple(other for other in range(3) if other != axis)
-
-
-def lesion_zone(part: NormalPart, volume: Volume, prepared: PreparedVolume, spacing: np.ndarray) -> np.ndarray | None:
-    """bool (I, J, K): voxels that hold any lesion or lie within LESION_MARGIN_MM of one; None where there is none."""
-    if not part.mask:
-        return None
-    lesion = prepared.plan.forward(read_mask(part.mask, volume).astype(np.float32)) > 0
-    if not lesion.any():
-        return None
-    from scipy import ndimage
-
-    distance = ndimage.distance_transform_edt(~lesion, sampling=[float(side) for side in spacing])
-    return np.asarray(distance <= LESION_MARGIN_MM)
-
-
-def spacing_mm(volume: Volume, prepared: PreparedVolume) -> np.ndarray:
-    """Voxel sides (3,) of the model's grid in mm."""
-    return np.array(prepared.plan.model.spacing) * volume.spacing_mm[0] / prepared.plan.native.spacing[0]
-
-
-def anatomical_axes(orientation: str | None) -> tuple[int, int]:
-    """Axes (left-right, head-foot) of a grid; the first and the last where it is not known."""
-    if orientation is None:
-        return 0, 2
-    code = orientation.upper()
-    left_right, head_foot = (next(n for n in range(3) if code[n] in pair) for pair in ("RL", "SI"))
-    return left_right, head_foot
 
 
 class _Slices:
@@ -282,7 +207,7 @@ class _Slices:
         settings, found = self.volume, []
         for axis in axes:
             places = clear[axis]
-            share = prepared.foreground.numpy().mean(axis=_others(axis))[places].max(initial=0.0)
+            share = prepared.foreground.numpy().mean(axis=other_axes(axis))[places].max(initial=0.0)
             # Where intensities are of each slice, so is the foreground.
             most = (
                 ""
@@ -302,7 +227,7 @@ class _Slices:
         if part.slab is None or part.slab.held:
             return ""
         axis, slab = part.slab.axis, replace(part.slab, held=True)
-        share = prepared.foreground.numpy().mean(axis=_others(axis))
+        share = prepared.foreground.numpy().mean(axis=other_axes(axis))
         enough = (share > 0) & ((share >= self.volume.min_foreground) | (self.volume.statistics == "slice"))
         normal, held = (
             int((normal_slices(replace(part, slab=side), volume, prepared, self.volume, axes)[axis] & enough).sum())
@@ -327,7 +252,7 @@ class _Slices:
             keep = [n for n, place in enumerate(stack.index) if clear[place]]
             return stack.images[keep], [([n], stack.index[keep[n]]) for n in range(len(keep))]
         inside = prepared.foreground.numpy()
-        share = inside.mean(axis=_others(axis))
+        share = inside.mean(axis=other_axes(axis))
         index = [n for n in np.flatnonzero(clear).tolist() if share[n] > 0 and share[n] >= self.volume.min_foreground]
         last, reach = len(clear) - 1, range(-self.volume.neighbours, self.volume.neighbours + 1)
         stacks = {n: [min(max(n + step, 0), last) for step in reach] for n in index}
@@ -386,15 +311,3 @@ def _padded(image: np.ndarray, foreground: np.ndarray, patch: Sequence[int]) -> 
     """At least as large as a patch: the border of the image is repeated at the far ends, the foreground is not."""
     more = [(0, max(0, edge - side)) for edge, side in zip(patch, foreground.shape, strict=True)]
     return np.pad(image, [(0, 0), *more], mode="edge"), np.pad(foreground, more)
-
-
-def _all_near(clear: np.ndarray, reach: int) -> np.ndarray:
-    """bool (n,): whether all within ``reach`` places are clear; beyond the ends there is nothing that is not."""
-    from scipy import ndimage
-
-    return np.asarray(ndimage.minimum_filter1d(clear.astype(np.uint8), 2 * reach + 1, mode="nearest"), dtype=bool)
-
-
-def _along(values: np.ndarray, axis: int) -> np.ndarray:
-    """(n,) that broadcasts over (I, J, K) along an axis."""
-    return values.reshape([-1 if other == axis else 1 for other in range(3)])

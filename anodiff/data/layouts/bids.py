@@ -13,26 +13,32 @@ from anodiff.data.volumes.marks import channels_path
 from anodiff.errors import DataError
 
 DERIVATIVES = ("derivatives", "sourcedata", "code")
+#: folders of images, the one that is meant first where no suffix is named
+DATATYPES = ("anat", "pet", "perf", "swi", "dwi")
 _LESION = re.compile(r"lesion", re.IGNORECASE)
 
 
 def matches(path: Path) -> bool:
     """Whether ``path`` has folders sub-..., or is one of them, that hold NIfTI files named after them."""
     return path.is_dir() and any(
-        any(True for _ in path.glob(f"{above}{depth}anat/sub-*.nii*"))
-        for above, depth in (("sub-*/", ""), ("sub-*/", "ses-*/"), ("", ""), ("", "ses-*/"))
+        any(True for _ in path.glob(f"{above}{datatype}/sub-*.nii*"))
+        for above in ("sub-*/", "sub-*/ses-*/", "", "ses-*/")
+        for datatype in DATATYPES
     )
 
 
 def load(path: Path, channels: tuple[str, ...] = ()) -> SampleTable:
-    """The sample table: ``channels`` are suffixes (FLAIR, T1w, ...), the group is the subject.
+    """The sample table: ``channels`` are suffixes (FLAIR, T1w, pet, ...), the group is the subject.
 
     With one suffix a row is a file; with several a row is what has them all with the same entities before the suffix.
-    Masks are files with "lesion" in their name, of the same subject and session, also below ``derivatives``.
+    Where none is named, only the first of DATATYPES that is there is looked into. Masks are files with "lesion" in
+    their name, of the same subject and session, also below ``derivatives``.
 
     Raises DataError where several suffixes are there and none is named, or a file of one is missing.
     """
     images, masks = _files(path)
+    if not channels:
+        images = _first_datatype(images)
     there = sorted({suffix for found in images.values() for suffix in found})
     if len(there) > 1 and not channels:
         raise DataError(
@@ -71,10 +77,17 @@ def _files(path: Path) -> tuple[dict[str, dict[str, str]], list[str]]:
     images: dict[str, dict[str, str]] = {}
     for file in files:
         parts = Path(os.path.relpath(file, path)).parts
-        if Path(file).absolute().parent.name == "anat" and parts[0] not in DERIVATIVES and file not in masks:
+        if Path(file).absolute().parent.name in DATATYPES and parts[0] not in DERIVATIVES and file not in masks:
             entities, _, suffix = stem_of(file).rpartition("_")
             images.setdefault(os.path.join(os.path.dirname(file), entities), {})[suffix] = file
     return images, masks
+
+
+def _first_datatype(images: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """Of what `_files` found, the images in folders of the first datatype that there is."""
+    by_type = {key: Path(key).absolute().parent.name for key in images}
+    first = next((datatype for datatype in DATATYPES if datatype in by_type.values()), "")
+    return {key: found for key, found in images.items() if by_type[key] == first}
 
 
 def _entity(path: str, name: str) -> str:

@@ -1,4 +1,4 @@
-"""A CSV manifest: path[,label,mask,group,split,class], paths relative to the CSV's own folder."""
+"""A CSV manifest: path[,label,mask,group,split,class,foreground], paths relative to the CSV's own folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from anodiff.data.table import SPLITS, Sample, SampleTable, build_table
 from anodiff.errors import DataError
 
 MANIFEST_NAME = "manifest.csv"
-KNOWN = ("path", "label", "mask", "group", "split", "class")
+KNOWN = ("path", "label", "mask", "group", "split", "class", "foreground")
 LABELS = {
     "": None,
     "0": 0,
@@ -46,6 +46,7 @@ def load(path: Path, group_column: str = "group") -> SampleTable:
             sample.group,
             sample.split,
             sample.class_name,
+            resolve(file, sample.foreground) if sample.foreground else "",
         )
         for sample in read_manifest(file, group_column=group_column)
     ]
@@ -72,9 +73,9 @@ def resolve(file: Path, name: str) -> str:
 def read_manifest(file: Path, *, paths_only: bool = False, group_column: str = "group") -> list[Sample]:
     """The rows of a manifest with their paths as written (not yet resolved); other columns are ignored.
 
-    label is 0 or 1 (or normal/good, anomalous); an empty field means unknown. With ``paths_only`` nothing else is
-    looked at. Raises DataError naming file and line: no ``path`` column, an empty path, a label or split of another
-    name, bytes that are not UTF-8.
+    label is 0 or 1 (or normal/good, anomalous); an empty field means unknown. With ``paths_only`` nothing but path and
+    foreground is looked at. Raises DataError naming file and line: no ``path`` column, an empty path, a label or split
+    of another name, bytes that are not UTF-8.
     """
     samples = []
     with _reading(file), open(file, encoding="utf-8-sig", newline="") as stream:
@@ -87,7 +88,7 @@ def read_manifest(file: Path, *, paths_only: bool = False, group_column: str = "
         reader.fieldnames = columns
         for row in reader:
             where = f"{file}, line {reader.line_num}"
-            samples.append(Sample(_path(row, where)) if paths_only else _sample(row, where, group_column))
+            samples.append(_plain_sample(row, where) if paths_only else _sample(row, where, group_column))
     if not samples:
         raise DataError(f"{file}: expected rows below the header, found none")
     return samples
@@ -112,6 +113,10 @@ def _path(row: dict[str, str | None], where: str) -> str:
     return str(row["path"])
 
 
+def _plain_sample(row: dict[str, str | None], where: str) -> Sample:
+    return Sample(_path(row, where), foreground=(row.get("foreground") or "").strip())
+
+
 def _sample(row: dict[str, str | None], where: str, group_column: str) -> Sample:
     field = {name: row.get(name) or "" for name in KNOWN}
     path, group = _path(row, where), (row.get(group_column) or "").strip()
@@ -120,4 +125,4 @@ def _sample(row: dict[str, str | None], where: str, group_column: str) -> Sample
         raise DataError(f"{where}: expected a label 0 (normal), 1 (anomalous) or nothing, found {field['label']!r}")
     if split not in SPLITS:
         raise DataError(f"{where}: expected a split train, val, dev, test or nothing, found {field['split']!r}")
-    return Sample(path, LABELS[label], field["mask"], group, split, field["class"].strip())
+    return Sample(path, LABELS[label], field["mask"], group, split, field["class"].strip(), field["foreground"].strip())

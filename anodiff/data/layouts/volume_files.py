@@ -50,12 +50,18 @@ def tokens_of(path: str) -> list[str]:
 
 
 def volume_files(folder: Path) -> list[str]:
-    """The files below a folder that are volumes by their ending, in natural order; hidden ones are passed over."""
-    found = []
+    """The files below a folder that are volumes by their ending, in natural order.
+
+    Hidden ones are passed over, and those that are foregrounds by their name, see `foregrounds.foregrounds_among`.
+    """
+    from anodiff.data.layouts.foregrounds import foregrounds_among
+
+    found: list[str] = []
     for current, folders, files in walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [os.path.join(current, name) for name in files if volume_suffix(name) and not name.startswith(".")]
-    return sorted(found, key=natural_key)
+    masks = foregrounds_among(found)
+    return sorted((file for file in found if file not in masks), key=natural_key)
 
 
 def only_volumes(folder: Path) -> bool:
@@ -68,9 +74,12 @@ def volume_table(
 ) -> SampleTable:
     """A SampleTable of volumes; where a label is not known and a mask is, the mask says it.
 
-    Raises DataError where there is no sample.
+    Where no foreground is known, it is the one that lies beside the volume, see `foregrounds.beside`. Raises DataError
+    where there is no sample.
     """
-    rows = list(samples)
+    from anodiff.data.layouts.foregrounds import beside
+
+    rows = [row if row.foreground else replace(row, foreground=beside(row.path)) for row in samples]
     if not rows:
         raise DataError(f"{root}: expected volumes ({', '.join(VOLUME_SUFFIXES)}), found none")
     asked = [row for row in rows if row.label is None and row.mask]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anodiff.data.layouts.folder import list_images
 from anodiff.data.layouts.volume_files import only_volumes, stem_of, volume_suffix, volume_table
 from anodiff.data.table import Sample, SampleTable
 
@@ -18,22 +19,33 @@ MASK_ENDS = ("_mask", "_seg", "_label", "_lesion", "_lesions", "_gt", "-mask", "
 
 
 def matches(path: Path) -> bool:
-    """Whether ``path`` is a volume, or a folder of volumes without 2-D images."""
-    return (path.is_file() and bool(volume_suffix(path))) or only_volumes(path)
+    """Whether ``path`` is a volume, or a folder of volumes without 2-D images.
+
+    DICOM often has no file ending: of such a folder the first bytes of its files decide.
+    """
+    from anodiff.data.volumes.inputs import first_volume
+
+    if (path.is_file() and bool(volume_suffix(path))) or only_volumes(path):
+        return True
+    return path.is_dir() and not list_images(path) and first_volume([path]) is not None
 
 
 def load(path: Path) -> SampleTable:
     """Every volume (NIfTI, MGH, DICOM series) of a path; ``x_mask``, ``x_seg`` ... are the masks of a volume ``x``.
 
-    Broken ones are among them: reading says what is wrong. DICOM series of one patient are a group. Raises DataError
-    where there is no volume.
+    Broken ones are among them: reading says what is wrong. Foregrounds (``x_brain`` ...) are not. DICOM series of one
+    patient are a group. Raises DataError where there is no volume.
     """
+    from anodiff.data.layouts.foregrounds import beside, foregrounds_among, home_of
     from anodiff.data.volumes.discover import find_volumes
     from anodiff.data.volumes.inputs import is_broken
 
     sources, skipped = find_volumes(path, four_d="channels")
     paths = [source.path for source in sources] + [file for file, reason in skipped if is_broken(file, reason)]
     groups = _groups(sources)
+    homes = {source.path: home_of(source) for source in sources}
+    brains = foregrounds_among(paths, homes)
+    paths = [found for found in paths if found not in brains]
     stems = {os.path.join(os.path.dirname(found), stem_of(found)): found for found in paths if volume_suffix(found)}
     masks = {
         stems[stem.removesuffix(end)]: found
@@ -43,7 +55,11 @@ def load(path: Path) -> SampleTable:
     }
     taken = set(masks.values())
     return volume_table(
-        [Sample(found, None, masks.get(found, ""), groups.get(found, "")) for found in paths if found not in taken],
+        [
+            Sample(found, None, masks.get(found, ""), groups.get(found, ""), foreground=beside(homes.get(found, found)))
+            for found in paths
+            if found not in taken
+        ],
         "volumes",
         path,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from anodiff.data.volumes.discover import find_volumes
 from anodiff.data.volumes.nifti import write_map
-from anodiff.data.volumes.read import read_mask, read_volume
+from anodiff.data.volumes.read import read_mask, read_volume, with_given
 from anodiff.data.volumes.volume import Found, Volume, VolumeSource
 
-__all__ = ["Found", "Volume", "VolumeSource", "find_volumes", "read_mask", "read_volume", "write_map"]
+__all__ = ["Found", "Volume", "VolumeSource", "find_volumes", "read_mask", "read_volume", "with_given", "write_map"]

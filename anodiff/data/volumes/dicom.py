@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from anodiff.data.volumes.dicom_length import lacking
+from anodiff.data.volumes.dicom_quiet import gathered
 from anodiff.data.volumes.volume import MAX_PARTS
 
 Vector = tuple[float, float, float]
@@ -74,16 +76,18 @@ _SERIES_TAG = 0x0020000E
 class Damage(str):
     """The reason why a file that should be an image holds none: a fault of the file, which is an input that fails.
 
-    series: the UID of its series, where its header still has it; never shown.
+    series: the UID of its series, where its header still has it; never shown. frames: what it would hold, where only
+    its pixels are damaged.
     """
 
     series: str = ""
+    frames: tuple[Frame, ...] = ()
 
     @classmethod
-    def of(cls, reason: str, series: str = "") -> Damage:
-        """The reason with the series."""
+    def of(cls, reason: str, series: str = "", frames: tuple[Frame, ...] = ()) -> Damage:
+        """The reason with what is known of the file."""
         found = cls(reason)
-        found.series = series
+        found.series, found.frames = series, frames
         return found
 
 
@@ -150,16 +154,22 @@ class Frame:
 
 def read_frames(path: str | os.PathLike[str]) -> list[Frame] | str:
     """The frames of a file from its header, or the reason why it holds none: `Damage` where it should. Nothing is
-    decoded."""
+    decoded; pixels that are stored uncompressed are counted. What pydicom warns of is dropped, since it may quote the
+    patient."""
     import pydicom
     from pydicom.errors import InvalidDicomError
 
     try:
         # ``force`` reads files that lack the preamble; whether they are DICOM shows in what they hold.
-        header = pydicom.dcmread(
-            path, stop_before_pixels=True, force=True, specific_tags=[*_PLAIN_TAGS, "DirectoryRecordSequence"]
-        )
-        return _frames_of(header, str(path))
+        with gathered(), open(path, "rb") as stream:
+            header = pydicom.dcmread(
+                stream, stop_before_pixels=True, force=True, specific_tags=[*_PLAIN_TAGS, "DirectoryRecordSequence"]
+            )
+            found = _frames_of(header, str(path))
+            if isinstance(found, str):
+                return found
+            reason = lacking(stream, header)
+        return Damage.of(reason, found[0].series, tuple(found)) if reason else found
     except (InvalidDicomError, EOFError):
         return Damage.of("a damaged DICOM file: its header ends too early", _series_of(path))
     except OSError as error:
@@ -174,7 +184,7 @@ def _series_of(path: str | os.PathLike[str]) -> str:
     from pydicom.filereader import read_partial
 
     try:
-        with open(path, "rb") as stream:
+        with gathered(), open(path, "rb") as stream:
             header = read_partial(
                 stream, stop_when=lambda tag, *_: tag > _SERIES_TAG, force=True, specific_tags=[_SERIES_TAG]
             )

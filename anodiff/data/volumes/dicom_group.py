@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,14 @@ _COMMON = ("reference", "rows", "columns", "samples", "photometric", "bits_alloc
 
 @dataclass(frozen=True)
 class Group:
-    """Frames that make one volume, sorted along the slice normal; remarks: what became of the others."""
+    """Frames that make one volume, sorted along the slice normal.
+
+    remarks: on the series it is a part of; copies: frames that say the same as one of these, and were left out.
+    """
 
     frames: tuple[Frame, ...]
     remarks: tuple[str, ...] = ()
+    copies: tuple[Frame, ...] = ()
 
 
 def group_frames(frames: Iterable[Frame]) -> list[Group]:
@@ -43,10 +47,9 @@ def group_frames(frames: Iterable[Frame]) -> list[Group]:
 
 def _group_series(frames: list[Frame]) -> list[Group]:
     kept, copies = _without_copies(frames)
-    copied: tuple[str, ...] = (f"{copies} copies of slices were left out",) if copies else ()
     parts: list[list[Frame]] = []
     for frame in kept:
-        home = next((part for part in parts if _belongs(part[0], frame)), None)
+        home = next((part for part in parts if belongs(part[0], frame)), None)
         if home is None:
             parts.append([frame])
         else:
@@ -54,22 +57,38 @@ def _group_series(frames: list[Frame]) -> list[Group]:
     groups = [(group, mark) for part in parts for group, mark in _tell_apart(_sorted(part))]
     result: list[Group] = []
     for number, (part, mark) in enumerate(groups, start=1):
-        remarks: tuple[str, ...] = copied
+        remarks: tuple[str, ...] = ()
         if len(groups) > 1 and part[0].count == 1 and part[0].placed:
-            remarks += (f"the series holds {len(groups)} volumes: this is number {number}{mark}",)
-        result.append(Group(tuple(part), remarks))
+            remarks = (f"the series holds {len(groups)} volumes: this is number {number}{mark}",)
+        same = tuple(copy for frame in part for copy in copies.get(identity(frame), ()))
+        result.append(Group(tuple(part), remarks, same))
     return result
 
 
-def _without_copies(frames: list[Frame]) -> tuple[list[Frame], int]:
-    """One of each instance and frame number, the one whose path comes first; and how many were dropped."""
+def identity(frame: Frame) -> tuple[str, int]:
+    """What a frame and its copies have in common: the instance, or the path where it has none, and its number there."""
+    return frame.instance or frame.path, frame.index
+
+
+def copied(copies: Sequence[Frame]) -> tuple[str, ...]:
+    """A remark on the frames that were left out as copies; none where there are none."""
+    if not copies:
+        return ()
+    return ("1 copy of a slice was left out" if len(copies) == 1 else f"{len(copies)} copies of slices were left out",)
+
+
+def _without_copies(frames: list[Frame]) -> tuple[list[Frame], dict[tuple[str, int], list[Frame]]]:
+    """One of each instance and frame number, the one whose path comes first; and the others by their identity."""
     seen: dict[tuple[str, int], Frame] = {}
+    copies: dict[tuple[str, int], list[Frame]] = {}
     for frame in sorted(frames, key=lambda frame: (frame.path, frame.index)):
-        seen.setdefault((frame.instance or frame.path, frame.index), frame)
-    return list(seen.values()), len(frames) - len(seen)
+        if seen.setdefault(identity(frame), frame) is not frame:
+            copies.setdefault(identity(frame), []).append(frame)
+    return list(seen.values()), copies
 
 
-def _belongs(first: Frame, other: Frame) -> bool:
+def belongs(first: Frame, other: Frame) -> bool:
+    """Whether two frames of a series may be slices of one volume: same kind of pixels, size, spacing and direction."""
     if not (first.placed and other.placed):
         return False
     if any(getattr(first, name) != getattr(other, name) for name in _COMMON):
@@ -99,6 +118,21 @@ def shared_places(frames: list[Frame] | tuple[Frame, ...]) -> tuple[int, int]:
     places = np.array([distance(frame, frames[0].normal) for frame in frames])
     labels = np.concatenate([[0], np.cumsum(np.diff(places) > _SAME_PLACE_MM)])
     return int(np.bincount(labels).max()), int(labels[-1]) + 1
+
+
+def hole(frames: Sequence[Frame], lost: Iterable[Frame]) -> Frame | None:
+    """The first of the lost frames whose place, between the first and the last of sorted frames, none of them has."""
+    if len(frames) < 2 or not frames[0].placed:
+        return None
+    normal = frames[0].normal
+    places = np.array([distance(frame, normal) for frame in frames])
+    near = np.diff(places).min() / 2
+    for frame in lost:
+        if belongs(frames[0], frame):
+            place = distance(frame, normal)
+            if places[0] < place < places[-1] and np.abs(places - place).min() >= min(near, _SAME_PLACE_MM):
+                return frame
+    return None
 
 
 def _tell_apart(part: list[Frame]) -> list[tuple[list[Frame], str]]:

@@ -10,12 +10,14 @@ nibabel's RAS+ has the first two coordinates reversed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from anodiff.data.volumes.dicom import Frame
 from anodiff.data.volumes.dicom_group import Group, distance, shared_places
+from anodiff.data.volumes.dicom_quiet import gathered
 from anodiff.data.volumes.volume import (
     MAX_VOXELS,
     Volume,
@@ -34,6 +36,7 @@ OTHER_DECODER = "pip install pylibjpeg pylibjpeg-libjpeg"
 EVEN_SILENT, EVEN_LIMIT = 0.01, 0.1
 #: a direction's length may differ from 1, and two directions' cosine from 0, by so much
 _DIRECTION_ERROR = 0.01
+_QUOTED = 200  # characters of another library's sentence
 _GREY, _INVERTED = "MONOCHROME2", "MONOCHROME1"
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
@@ -50,7 +53,7 @@ def read_group(group: Group, path: str, *, max_voxels: int = MAX_VOXELS) -> Volu
     first = frames[0]
     check_voxels(len(frames) * first.rows * first.columns * max(first.samples, 1), path, max_voxels)
     affine, remarks = _affine(frames, path)
-    pixels, low, high = _intensities(frames, path)
+    pixels, low, high, doubts = _intensities(frames, path)
     data, valid, more = finite_values(pixels, path, "padding, NaN or infinite" if first.padding else "NaN or infinite")
     return Volume(
         np.ascontiguousarray(data),
@@ -65,7 +68,7 @@ def read_group(group: Group, path: str, *, max_voxels: int = MAX_VOXELS) -> Volu
         valid=valid,
         stored_shape=(first.columns, first.rows, len(frames)),
         frames=frames,
-        remarks=group.remarks + remarks + _pixel_remarks(frames) + more,
+        remarks=group.remarks + remarks + _pixel_remarks(frames) + doubts + more,
     )
 
 
@@ -163,8 +166,8 @@ def _pixel_remarks(frames: tuple[Frame, ...]) -> tuple[str, ...]:
     return remarks
 
 
-def _intensities(frames: tuple[Frame, ...], path: str) -> tuple[np.ndarray, float, float]:
-    """(float32 (C, I, J, K) with NaN where DICOM says that there is no pixel, low, high)."""
+def _intensities(frames: tuple[Frame, ...], path: str) -> tuple[np.ndarray, float, float, tuple[str, ...]]:
+    """(float32 (C, I, J, K) with NaN where DICOM says that there is no pixel, low, high, remarks)."""
     first = frames[0]
     if first.photometric not in (_GREY, _INVERTED, *_COLOURS, "PALETTE COLOR"):
         raise InputError(f"{path}: expected grey, palette or colour pixels, found {first.photometric!r}")
@@ -172,8 +175,12 @@ def _intensities(frames: tuple[Frame, ...], path: str) -> tuple[np.ndarray, floa
     for frame in frames:
         wanted.setdefault(frame.path, []).append(frame)
     planes, ends = {}, []
+    doubts: dict[str, list[str]] = {}
     for file in wanted.values():
-        decoded = _decode(file[0], [frame.index for frame in file])
+        with gathered() as said:
+            decoded = _decode(file[0], [frame.index for frame in file])
+        for text in said:
+            doubts.setdefault(text, []).append(file[0].path)
         for frame in file:
             pixels, lookup_range = decoded[frame.index]
             if first.photometric in (_GREY, _INVERTED):
@@ -185,7 +192,13 @@ def _intensities(frames: tuple[Frame, ...], path: str) -> tuple[np.ndarray, floa
     data = np.stack([planes[frame] for frame in frames])
     # (K, J, I) or (K, J, I, C) -> (C, I, J, K)
     data = data.transpose(2, 1, 0)[None] if data.ndim == 3 else data.transpose(3, 2, 1, 0)
-    return data, min(low for low, _ in ends), max(high for _, high in ends)
+    return data, min(low for low, _ in ends), max(high for _, high in ends), _doubts(doubts)
+
+
+def _doubts(said: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """A remark on each warning of pydicom's, with the first of the files that it is about."""
+    more = {text: f" (and in {len(paths) - 1} more)" if len(paths) > 1 else "" for text, paths in said.items()}
+    return tuple(f"{paths[0]}{more[text]}: pydicom warns: {text[:_QUOTED]}" for text, paths in said.items())
 
 
 def _rescaled(
@@ -232,7 +245,7 @@ def _decode(frame: Frame, wanted: list[int]) -> dict[int, tuple[np.ndarray, tupl
     except InputError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = " ".join(str(error).split())[:_QUOTED] or type(error).__name__
         raise InputError(f"{frame.path}: expected readable pixels, found a damaged file{hint} ({reason})") from None
 
 

@@ -10,18 +10,19 @@ from __future__ import annotations
 import datetime
 import io
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from anodiff.data.volumes.dicom import Frame
+from anodiff.data.volumes.dicom_quiet import gathered
 from anodiff.data.volumes.volume import Volume
 from anodiff.errors import StorageError
 from anodiff.files import atomic_write, make_folder
 
-SERIES_NUMBER = 9100
+#: of the secondary captures, the parametric map and the segmentation: viewers sort and name series by them
+CAPTURES, MAP, SEGMENTS = 9100, 9101, 9102
 MANUFACTURER = "anodiff"
 _CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _EXPLICIT = "1.2.840.10008.1.2.1"
@@ -106,6 +107,8 @@ def write_parametric_map(volume: Volume, values: np.ndarray, path: str | os.Path
         volume,
         array,
         path,
+        number=MAP,
+        description="anodiff anomaly map",
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[mapping],
         window_center=(high + low) / 2,
@@ -141,6 +144,8 @@ def write_segmentation(volume: Volume, mask: np.ndarray, path: str | os.PathLike
         volume,
         array,
         path,
+        number=SEGMENTS,
+        description="anodiff segmentation",
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[segment],
         omit_empty_frames=bool(array.any()),
@@ -176,7 +181,8 @@ def _planes(volume: Volume, values: np.ndarray, path: str | os.PathLike[str]) ->
 def _header(path: str, tags: list[str] | None = None) -> Any:
     import pydicom
 
-    return pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags)
+    with gathered():
+        return pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags)
 
 
 def _capture(header: Any, frame: Frame, picture: np.ndarray, series: str, number: int, description: str) -> Any:
@@ -192,7 +198,7 @@ def _capture(header: Any, frame: Frame, picture: np.ndarray, series: str, number
     result.ContentDate, result.ContentTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
     result.SOPClassUID, result.SOPInstanceUID, result.SeriesInstanceUID = UID(_CAPTURE), generate_uid(), series
     result.Modality, result.ConversionType, result.ImageType = "OT", "WSD", ["DERIVED", "SECONDARY"]
-    result.SeriesNumber, result.InstanceNumber, result.SeriesDescription = SERIES_NUMBER, number, description
+    result.SeriesNumber, result.InstanceNumber, result.SeriesDescription = CAPTURES, number, description
     result.Manufacturer, result.SoftwareVersions = MANUFACTURER, _version()
     result.PatientOrientation = None
     # The pictures are drawn over the source: they hold whatever is burnt into it.
@@ -210,6 +216,9 @@ def _capture(header: Any, frame: Frame, picture: np.ndarray, series: str, number
         result.ImageOrientationPatient = _decimals((*(frame.rows_direction or ()), *(frame.columns_direction or ())))
     if frame.spacing:
         result.PixelSpacing = _decimals(frame.spacing)
+        if frame.at_detector:
+            # both, and equal: measured at the detector, not calibrated to the patient (PS3.3, 10.7.1.3)
+            result.ImagerPixelSpacing = result.PixelSpacing
     if frame.thickness:
         result.SliceThickness = _decimals((frame.thickness,))[0]
     if frame.between:
@@ -257,7 +266,14 @@ def _file_bytes(dataset: Any) -> bytes:
 
 
 def _write_with_highdicom(
-    build: Any, volume: Volume, array: np.ndarray, path: str | os.PathLike[str], **settings: Any
+    build: Any,
+    volume: Volume,
+    array: np.ndarray,
+    path: str | os.PathLike[str],
+    *,
+    number: int,
+    description: str,
+    **settings: Any,
 ) -> Path:
     import highdicom
     from pydicom.uid import generate_uid
@@ -267,13 +283,12 @@ def _write_with_highdicom(
     axes = (*(first.rows_direction or ()), *(first.columns_direction or ()))
     patient = highdicom.CoordinateSystemNames.PATIENT
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with gathered():
             dataset = build(
                 source_images=[_anonymous(name) for name in dict.fromkeys(frame.path for frame in frames)],
                 pixel_array=array,
                 series_instance_uid=generate_uid(),
-                series_number=SERIES_NUMBER,
+                series_number=number,
                 sop_instance_uid=generate_uid(),
                 instance_number=1,
                 manufacturer=MANUFACTURER,
@@ -289,6 +304,8 @@ def _write_with_highdicom(
                 plane_positions=[highdicom.PlanePositionSequence(patient, _decimals(f.position)) for f in frames],
                 **settings,
             )
+            dataset.SeriesDescription = description
+            _without_more(dataset)
             original = _header(first.path)
             for keyword in (*_COPIED, *_REQUIRED):
                 if keyword not in _REFERENCES:
@@ -300,6 +317,14 @@ def _write_with_highdicom(
         reason = f"{type(error).__name__}{lacking}"
         raise StorageError(f"cannot write {str(path)!r}: highdicom refuses {volume.path!r} ({reason})") from None
     return atomic_write(path, content)
+
+
+def _without_more(dataset: Any) -> None:
+    """Delete what the library has copied of the patient (comments, weight) beyond what every object here holds."""
+    kept = (*_COPIED, *_REQUIRED)
+    for element in list(dataset.group_dataset(0x0010)):
+        if element.keyword not in kept:
+            del dataset[element.tag]
 
 
 def _anonymous(path: str) -> Any:

@@ -26,6 +26,11 @@ _MARKED = re.compile(r"(.*)(#(?:volume|frame)=[^#/\\]+|#series=[^#/\\]+|#stack(?
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _NIFTI_SUFFIXES = (".nii", ".hdr", ".mgh", ".mgz")
 _COMPANIONS = (".img", ".bval", ".bvec")
+#: by their names: volumes of formats that are told apart only to say what to do with them
+OTHER_FORMATS = {
+    ".nrrd": "NRRD", ".nhdr": "NRRD", ".mha": "MetaImage", ".mhd": "MetaImage", ".mnc": "MINC", ".head": "AFNI",
+    ".brik": "AFNI",
+}  # fmt: skip
 
 
 def find_volumes(
@@ -41,8 +46,8 @@ def find_volumes(
     a folder are grouped into series, wherever they lie; a DICOM file named itself is one image, or the volumes of its
     frames. With ``stacks`` a folder of 2-D images, or a multi-page TIFF, is one volume of ``spacing`` mm; without,
     images are passed over. Files are not decoded: what is wrong with their voxels is said by ``read_volume``. The
-    reason of a DICOM file whose header is damaged is a `Damage`; where its series is known, its volumes' sources name
-    it too.
+    reason of a DICOM file that is damaged, as far as that shows before decoding, is a `Damage`; where its series is
+    known, its volumes' sources name it too.
 
     Raises DataError where the path does not exist.
     """
@@ -82,7 +87,8 @@ def _by_series(skipped: list[tuple[str, str]], known: set[str]) -> tuple[list[tu
     damaged: dict[str, list[str]] = {}
     for file, reason in skipped:
         if isinstance(reason, Damage) and reason.series in known:
-            damaged.setdefault(reason.series, []).append(f"{file}, of this series, is left out: {reason}")
+            text = f"{file}, of this series, is left out: {reason}"
+            damaged.setdefault(reason.series, []).append(Damage.of(text, reason.series, reason.frames))
             passed.append((file, f"{reason}; the rest of its series is read"))
         else:
             passed.append((file, reason))
@@ -130,6 +136,8 @@ def _kind(file: str) -> str:
         return ""
     if image_suffix(file):
         return "a 2-D image: folders of them are volumes only where stacks are asked for"
+    if suffix in OTHER_FORMATS:
+        return f"{OTHER_FORMATS[suffix]}, which is not read: convert it to NIfTI"
     if head[:2] == b"\x1f\x8b":
         return "a compressed file that holds neither NIfTI nor MGH"
     return "not a volume of a known format"
@@ -177,7 +185,9 @@ def _series_source(group: Group, root: Path, damaged: tuple[str, ...]) -> Volume
         home = root if root.is_dir() else root.parent
         path = f"{files[0] if len(files) == 1 else home}{SERIES_MARK}{group_key(group)}"
     text = _describe(group)
-    return VolumeSource(path, path, "dicom", text, files, frames=frames, remarks=group.remarks, damaged=damaged)
+    return VolumeSource(
+        path, path, "dicom", text, files, frames=frames, copies=group.copies, remarks=group.remarks, damaged=damaged
+    )
 
 
 def _describe(group: Group) -> str:

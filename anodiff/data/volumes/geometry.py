@@ -87,6 +87,18 @@ class Resample:
         """Linear interpolation at the source's own voxel centres."""
         return _resample(array, self.target, self.source, smooth=False)
 
+    def nearest(self, array: np.ndarray) -> np.ndarray:
+        """The value of the nearest source voxel, of any type; halfway between two, that of the earlier one."""
+        for axis in range(3):
+            count, side = self.source.shape[axis], self.target.shape[axis]
+            factor = self.target.spacing[axis] / self.source.spacing[axis]
+            if count == side and abs(factor - 1) < SAME_SPACING:
+                continue
+            # The small term settles halves the same way on every axis, whatever the rounding of the affine.
+            index = np.ceil(_places(count, side, factor) - 0.5 - 1e-6)
+            array = np.take(array, np.clip(index, 0, count - 1).astype(int), axis=array.ndim - 3 + axis)
+        return array
+
 
 @dataclass(frozen=True)
 class CropPad:
@@ -148,6 +160,13 @@ class Plan:
     def forward_mask(self, mask: np.ndarray) -> np.ndarray:
         """bool (I, J, K) -> bool on the model's grid: True where at least half of the voxel is; False in padding."""
         return (self.forward(mask.astype(np.float32)) >= 0.5) & self.covered()
+
+    def nearest(self, mask: np.ndarray) -> np.ndarray:
+        """bool (I, J, K) -> bool on the model's grid: the nearest voxel's value; False in padding."""
+        self._check(mask, self.native, "native")
+        for step in self.steps:
+            mask = step.nearest(mask) if isinstance(step, Resample) else step.forward(mask)
+        return np.asarray(mask & self.covered())
 
     def back(self, array: np.ndarray, fill: float = 0.0) -> np.ndarray:
         """A map (..., I, J, K) on the model's grid -> float32 on the native one; ``fill`` where it was cropped off."""
@@ -273,10 +292,14 @@ def linear_weights(count: int, side: int, factor: float, width: float = 1.0) -> 
     Target voxel m lies at (count - 1) / 2 + factor * (m - (side - 1) / 2) among the source voxels; beyond the first
     and last of them the border is repeated.
     """
-    places = (count - 1) / 2 + factor * (np.arange(side) - (side - 1) / 2)
-    places = np.clip(places, 0, count - 1)
+    places = np.clip(_places(count, side, factor), 0, count - 1)
     weights = np.clip(1 - np.abs(places[:, None] - np.arange(count)) / width, 0, None)
     return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+
+def _places(count: int, side: int, factor: float) -> np.ndarray:
+    """float64 (side,): where target voxels lie among ``count`` source voxels, the middles of both in one place."""
+    return np.asarray((count - 1) / 2 + factor * (np.arange(side) - (side - 1) / 2))
 
 
 def to_depth_first(array: np.ndarray) -> np.ndarray:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anodiff.data.readers import image_suffix
-from anodiff.data.volumes.dicom import Damage
+from anodiff.data.volumes.dicom import Damage, Frame
+from anodiff.data.volumes.dicom_group import identity
 from anodiff.data.volumes.discover import DICOM_SUFFIXES, FourD, find_volumes, split_mark, with_ids
 from anodiff.data.volumes.marks import channel_files
 from anodiff.data.volumes.read import resolve
@@ -60,9 +62,12 @@ def expand_volumes(inputs: Sequence[str | os.PathLike[str]], known: ChannelNames
     Each once, with ids unique among all of them. DICOM files of a folder that are named one by one, as a shell's
     pattern does, make series where they are complete. What is named as a volume and is empty, or names one that is
     not there, is kept: reading it says what is wrong (its source has no files then); so is a damaged DICOM file of no
-    series that can be read. What is no volume is passed over. Raises DataError for an input that does not exist, where
-    there is no volume at all, and where a folder's channels have names, but not the model's.
+    series that can be read. What is no volume is passed over, and so is the foreground of another one by its name.
+    Raises DataError for an input that does not exist, where there is no volume at all, and where a folder's channels
+    have names, but not the model's.
     """
+    from anodiff.data.layouts.foregrounds import foregrounds_among, home_of
+
     four_d: FourD = "channels" if known is not None and known.count > 1 else "each"
     sources: dict[str, VolumeSource] = {}
     skipped: list[tuple[str, str]] = []
@@ -81,6 +86,10 @@ def expand_volumes(inputs: Sequence[str | os.PathLike[str]], known: ChannelNames
         sources |= {source.path: source for source in _of_slices(folder, files, skipped)}
     for path in [path for path, reason in skipped if is_broken(path, reason)]:
         sources[path] = VolumeSource(path, path, "nifti", "named by its path")
+    # Where a volume and its brain mask are both among the inputs, the mask is none.
+    for path, owner in foregrounds_among(sources, {path: home_of(each) for path, each in sources.items()}).items():
+        skipped.append((path, f"the foreground mask of {owner}, by its name"))
+        del sources[path]
     skipped = [(path, reason) for path, reason in skipped if path not in sources]
     if not sources:
         places = ", ".join(os.fspath(item) for item in inputs) or "no input"
@@ -179,18 +188,19 @@ def _of_file(path: str, skipped: list[tuple[str, str]], four_d: FourD = "each") 
 
 
 def _of_slices(folder: str, files: list[str], skipped: list[tuple[str, str]]) -> list[VolumeSource]:
-    """DICOM files of a folder that were named one by one: series of which every slice was named, the rest alone."""
+    """DICOM files of a folder that were named one by one: series of which every slice was named, the rest alone.
+
+    What else lies in the folder tells whether a series is complete, and is not spoken of.
+    """
     left = dict.fromkeys(files)
     sources: list[VolumeSource] = []
     if len(left) > 1:
         wanted = {os.path.abspath(path): path for path in files}
         found = find_volumes(folder)
-        for source in found.sources:
-            own = [os.path.abspath(path) for path in source.files]
-            if source.kind == "dicom" and set(own) <= set(wanted):
-                sources.append(source)
-                for path in own:
-                    left.pop(wanted[path], None)
+        sources = _named_series(found, wanted)
+        for source in sources:
+            for frame in (*source.frames, *source.copies):
+                left.pop(wanted[os.path.abspath(frame.path)], None)
         # Of a series that was not named as a whole nobody else says that this file is damaged.
         noted = tuple(sentence for source in sources for sentence in source.damaged)
         for path, reason in found.skipped:
@@ -201,3 +211,35 @@ def _of_slices(folder: str, files: list[str], skipped: list[tuple[str, str]]) ->
     for path in left:
         sources += _of_file(path, skipped)
     return sources
+
+
+def _named_series(found: Found, wanted: Container[str]) -> list[VolumeSource]:
+    """The volumes of several files of which every slice, or a copy of it, is among ``wanted`` (absolute paths).
+
+    Each is made of these files, and has to say of them alone how many copies are left out and which are damaged.
+    """
+    complete: list[VolumeSource] = []
+    partly: set[str] = set()
+    for source in found.sources:
+        if source.kind != "dicom":
+            continue
+        named = [frame for frame in (*source.frames, *source.copies) if os.path.abspath(frame.path) in wanted]
+        kept: dict[tuple[str, int], Frame] = {}
+        for frame in named:
+            kept.setdefault(identity(frame), frame)
+        frames = tuple(kept[identity(frame)] for frame in source.frames if identity(frame) in kept)
+        if len(frames) < len(source.frames):
+            partly.add(source.frames[0].series)
+        elif len(source.files) > 1:
+            copies = tuple(frame for frame in named if kept[identity(frame)] is not frame)
+            files = tuple(dict.fromkeys(frame.path for frame in frames))
+            complete.append(replace(source, files=files, frames=frames, copies=copies))
+    broken = [path for path, _ in found.skipped if os.path.abspath(path) in wanted]
+    return [
+        replace(
+            source,
+            remarks=() if source.frames[0].series in partly else source.remarks,
+            damaged=tuple(text for text in source.damaged if any(text.startswith(f"{path}, ") for path in broken)),
+        )
+        for source in complete
+    ]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anodiff.data.foreground import missing, vanished
 from anodiff.data.histogram import landmarks_of, standardised
 from anodiff.data.intensity import limit, line
 from anodiff.data.preprocess import erode, otsu_threshold
@@ -50,9 +51,11 @@ class VolumeIntensity:
 class VolumeSettings:
     """orientation, spacing (mm), size: see ``geometry.plan``. value_range: what the stored type does not say.
 
-    foreground: every voxel, or those above Otsu's threshold or above ``foreground_threshold`` of the value range; of
-    them the largest connected component (26 neighbours), holes filled, its rim of ``foreground_erode_px`` steps on the
-    model's grid and ``foreground_erode_mm`` taken off. crop_to_foreground: ``size`` is centred on the foreground.
+    foreground: the volume's own where it has one, by the nearest voxel and as it is, its rim taken off as below; with
+    ``given`` every volume must have one. Else every voxel, or those above Otsu's threshold or above
+    ``foreground_threshold`` of the value range; of them the largest connected component (26 neighbours), holes filled,
+    its rim of ``foreground_erode_px`` steps on the model's grid and ``foreground_erode_mm`` taken off.
+    crop_to_foreground: ``size`` is centred on the foreground.
     """
 
     orientation: str | None = "RAS"
@@ -61,7 +64,7 @@ class VolumeSettings:
     crop_to_foreground: bool = False
     intensity: VolumeIntensity = field(default_factory=VolumeIntensity)
     value_range: tuple[float, float] | None = None
-    foreground: Literal["none", "otsu", "threshold"] = "otsu"
+    foreground: Literal["none", "otsu", "threshold", "given"] = "otsu"
     foreground_threshold: float = 0.05
     foreground_erode_px: int = 0
     foreground_erode_mm: float = 0.0
@@ -71,13 +74,15 @@ class VolumeSettings:
 class PreparedVolume:
     """image: float32 (C, I, J, K), in [-1, 1] unless zscore; foreground: bool (I, J, K); plan: the way back.
 
-    clear: for each axis bool (n,), the slices across it that may be cut; None: all.
+    clear: for each axis bool (n,), the slices across it that may be cut; None: all. given: whether the foreground was
+    made elsewhere.
     """
 
     image: Tensor
     foreground: Tensor
     plan: Plan
     clear: tuple[np.ndarray, ...] | None = None
+    given: bool = False
 
     def back(self, values: Tensor | np.ndarray, fill: float = 0.0) -> np.ndarray:
         """A map (I, J, K) or (C, I, J, K) on the model's grid -> float32 on the native one."""
@@ -92,12 +97,19 @@ class VolumePreprocessor:
         self.settings = settings
 
     def __call__(self, volume: Volume) -> PreparedVolume:
-        """Prepare one volume. Raises InputError for values whose range is unknown, or without any spread."""
+        """Prepare one volume.
+
+        Raises InputError for values whose range is unknown, or without any spread, and for a foreground that should be
+        given and is not, or that vanishes on the model's grid.
+        """
         settings = self.settings
         low, high = self.value_range(volume)
         way, data, inside = self._resampled(volume)
         spacing = np.array(way.model.spacing) * volume.spacing_mm[0] / way.native.spacing[0]
-        image = normalise(data, inside, low, high, settings.intensity, volume.path)
+        try:
+            image = normalise(data, inside, low, high, settings.intensity, volume.path)
+        except InputError as error:
+            raise InputError(f"{error}{_of_mask(volume)}") from None
         inside = erode_mm(erode(inside, settings.foreground_erode_px), settings.foreground_erode_mm, spacing)
         if settings.size is not None:
             centre = None
@@ -111,7 +123,8 @@ class VolumePreprocessor:
             inside = last.forward(inside) & whole.covered()
             way = whole
         image = np.ascontiguousarray(image, dtype=np.float32)
-        return PreparedVolume(torch.from_numpy(image), torch.from_numpy(np.ascontiguousarray(inside)), way)
+        foreground = torch.from_numpy(np.ascontiguousarray(inside))
+        return PreparedVolume(torch.from_numpy(image), foreground, way, given=volume.foreground is not None)
 
     def landmarks(self, volume: Volume) -> np.ndarray:
         """(C, K) float64 of a volume's foreground, of many of which the standard scale of ``nyul`` is made.
@@ -119,13 +132,19 @@ class VolumePreprocessor:
         Raises InputError as the preprocessor itself does.
         """
         _, data, inside = self._resampled(volume)
-        return landmarks_of(data[:, inside], self.settings.intensity, volume.path)
+        try:
+            return landmarks_of(data[:, inside], self.settings.intensity, volume.path)
+        except InputError as error:
+            raise InputError(f"{error}{_of_mask(volume)}") from None
 
     def _resampled(self, volume: Volume) -> tuple[Plan, np.ndarray, np.ndarray]:
         """The way to the model's orientation and spacing, the values there and the foreground before it is eroded."""
         way = plan(volume, self.settings.orientation, self.settings.spacing)
         data = way.forward(volume.data)
-        valid = np.ones(data.shape[1:], dtype=bool) if volume.valid is None else way.forward_mask(volume.valid)
+        inside = given_foreground(volume, way, self.settings.foreground)
+        if inside is not None:
+            return way, data, inside
+        valid = valid_voxels(volume, way)
         return way, data, self._foreground(data.mean(axis=0), valid, *self.value_range(volume))
 
     def value_range(self, volume: Volume) -> tuple[float, float]:
@@ -154,6 +173,35 @@ class VolumePreprocessor:
         )
         mask = clean_foreground(grey > threshold) & valid
         return mask if mask.any() else valid
+
+
+def _of_mask(volume: Volume) -> str:
+    """The end of a sentence on a foreground: which file gave it, and how much it marks there."""
+    if volume.foreground is None or not volume.foreground_file:
+        return ""
+    return f"; the foreground is that of {volume.foreground_file}, {int(volume.foreground.sum()):,} voxels"
+
+
+def valid_voxels(volume: Volume, way: Plan) -> np.ndarray:
+    """bool (I, J, K) on the model's grid: where the file holds numbers, not in padding."""
+    return way.covered() if volume.valid is None else way.forward_mask(volume.valid)
+
+
+def given_foreground(volume: Volume, way: Plan, kind: str) -> np.ndarray | None:
+    """bool (I, J, K) on the model's grid: a volume's own foreground where it is valid; None where it has none.
+
+    Raises InputError where ``kind`` says that it must have one, and where no voxel of it is left.
+    """
+    if volume.foreground is None:
+        if kind == "given":
+            from anodiff.data.layouts.foregrounds import looked_for
+
+            raise InputError(missing(volume.path, looked_for(volume.path)))
+        return None
+    inside = way.nearest(volume.foreground) & valid_voxels(volume, way)
+    if not inside.any():
+        raise InputError(vanished(volume.path, int(volume.foreground.sum()), "voxel"))
+    return inside
 
 
 def window_limits(centre: float, width: float) -> tuple[float, float]:

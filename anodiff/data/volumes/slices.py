@@ -14,10 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anodiff.data.foreground import nearest
 from anodiff.data.preprocess import Geometry, Preprocessor, resize
 from anodiff.data.readers import RawImage
 from anodiff.data.volumes.geometry import plan
-from anodiff.data.volumes.preprocess import PreparedVolume, VolumeIntensity, VolumePreprocessor, VolumeSettings
+from anodiff.data.volumes.preprocess import (
+    PreparedVolume,
+    VolumeIntensity,
+    VolumePreprocessor,
+    VolumeSettings,
+    given_foreground,
+    valid_voxels,
+)
 from anodiff.data.volumes.volume import Volume
 from anodiff.errors import InputError
 
@@ -100,13 +108,19 @@ class VolumeSlicer:
             if volume.ranged and self.preprocess.value_range is None:
                 # The range of the stored type, through the file's scaling, is known: uint8 says so.
                 raw = replace(raw, dtype="uint8")
+            if prepared.given:
+                if not nearest(valid[number], geometry.box[2:]).any():
+                    continue
+                raw = replace(raw, foreground=valid[number])
             try:
                 found = self.preprocessor(raw)
             except InputError as error:
                 if "no spread" in str(error):
                     continue
                 raise
-            inside = found.foreground & torch.from_numpy(_resized_mask(valid[number], geometry))
+            inside = found.foreground
+            if not prepared.given:
+                inside = inside & torch.from_numpy(_resized_mask(valid[number], geometry))
             if bool(inside.any()) and int(inside.sum()) >= self.volume.min_foreground * pixels_inside:
                 images.append(found.image)
                 foreground.append(inside)
@@ -150,15 +164,17 @@ def volume_settings(preprocess: PreprocessConfig, volume: VolumeConfig) -> Volum
 def prepare_volume(volume: Volume, preprocess: PreprocessConfig, config: VolumeConfig) -> PreparedVolume:
     """The volume on the model's grid; in [-1, 1] unless intensities are of each slice, then as stored.
 
-    Raises InputError for another number of channels, values whose range is unknown or without spread.
+    Raises InputError for another number of channels, values whose range is unknown or without spread, and for a
+    foreground that should be given and is not.
     """
     volume = select_channels(volume, preprocess.channels, preprocess.channel)
     if config.statistics == "volume":
         return VolumePreprocessor(volume_settings(preprocess, config))(volume)
     way = plan(volume, config.orientation, config.spacing, config.size)
-    valid = np.ones(volume.shape, dtype=bool) if volume.valid is None else volume.valid
+    inside = given_foreground(volume, way, preprocess.foreground)
+    foreground = torch.from_numpy(np.ascontiguousarray(valid_voxels(volume, way) if inside is None else inside))
     image = torch.from_numpy(np.ascontiguousarray(way.forward(volume.data)))
-    return PreparedVolume(image, torch.from_numpy(np.ascontiguousarray(way.forward_mask(valid))), way)
+    return PreparedVolume(image, foreground, way, given=inside is not None)
 
 
 def select_channels(volume: Volume, channels: int, channel: int | None = None) -> Volume:

@@ -30,8 +30,8 @@ class VolumeSource:
     id: safe as a file name, unique within the find; path: the file, or ``file#volume=3``, ``file#frame=3`` (from 1),
     ``folder#series=<8 hex digits>``, ``folder#stack``, ``pages.tif#stack=0.5x0.5x2`` (mm along i, j and k where they
     are not 1), ``x_#channels=flair.nii,t1.nii``: a name from which ``read_volume`` finds it again; description: a
-    sentence without anything of the patient; remarks: what the reader has to say already; damaged: a sentence for each
-    file of its series that cannot be read.
+    sentence without anything of the patient; copies: DICOM frames that say the same as one of ``frames``, left out;
+    remarks: what the reader has to say already; damaged: a sentence for each file of its series that cannot be read.
     """
 
     id: str
@@ -41,6 +41,7 @@ class VolumeSource:
     files: tuple[str, ...] = field(default=(), repr=False)
     volume: int | None = None
     frames: tuple[Frame, ...] = field(default=(), repr=False)
+    copies: tuple[Frame, ...] = field(default=(), repr=False)
     spacing: tuple[float, float, float] = field(default=(1.0, 1.0, 1.0), repr=False)
     remarks: tuple[str, ...] = field(default=(), repr=False)
     damaged: tuple[str, ...] = field(default=(), repr=False)
@@ -64,6 +65,8 @@ class Volume:
     else 0..1 where the values lie within it, else their minimum and maximum; ranged: whether it is the type's.
     valid: bool (I, J, K), False where the file holds NaN, infinity or DICOM's padding (``data`` has the smallest other
     value there); None where it holds none.
+    foreground: bool (I, J, K), where one was made elsewhere (a brain mask); None: it is found as the recipe says;
+    foreground_file: where it was read from.
     stored_shape: as in the file; header: the nibabel header to write maps with, None for other formats; frames: the
     DICOM frames, one a k; remarks: sentences for the report.
     """
@@ -79,6 +82,8 @@ class Volume:
     ranged: bool = False
     modality: str = ""
     valid: np.ndarray | None = None
+    foreground: np.ndarray | None = None
+    foreground_file: str = ""
     stored_shape: tuple[int, ...] = ()
     header: Any = None
     frames: tuple[Frame, ...] = ()

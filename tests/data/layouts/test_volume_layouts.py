@@ -162,6 +162,17 @@ def test_bids_trees_ask_for_the_suffix_and_find_lesion_masks(tmp_path: Path) -> 
     assert both[0]["path"].endswith("sub-01_ses-a_#channels=FLAIR.nii.gz,T1w.nii.gz")
 
 
+def test_bids_trees_of_pet_are_found_and_anatomy_comes_first(tmp_path: Path) -> None:
+    for subject in ("01", "02"):
+        put(tmp_path / f"sub-{subject}/pet/sub-{subject}_pet.nii.gz", 3)
+    found = rows(tmp_path)
+    assert [row["path"] for row in found] == [f"sub-0{n}/pet/sub-0{n}_pet.nii.gz" for n in (1, 2)]
+    assert [row["group"] for row in found] == ["sub-01", "sub-02"]
+    put(tmp_path / "sub-01/anat/sub-01_FLAIR.nii.gz", 3)
+    assert [row["path"] for row in rows(tmp_path)] == ["sub-01/anat/sub-01_FLAIR.nii.gz"]
+    assert [row["group"] for row in rows(tmp_path, "bids:pet")] == ["sub-01", "sub-02"]
+
+
 def test_plain_folders_and_manifests_hold_volumes_too(tmp_path: Path) -> None:
     put(tmp_path / "a.nii.gz", 3)
     put(tmp_path / "b.nii.gz", 3)

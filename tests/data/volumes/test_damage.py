@@ -95,6 +95,82 @@ def test_a_damaged_slice_in_the_middle_is_named_beside_what_is_missing(write_ser
     assert str(middle) in str(error.value)
 
 
+def test_a_slice_of_cut_pixels_is_left_out_at_the_end_and_refused_in_the_middle(
+    write_series: Any, tmp_path: Path
+) -> None:
+    write_series(tmp_path / "a", HEIGHTS)
+    files = sorted((tmp_path / "a").iterdir(), reverse=True)  # along the normal
+    whole = files[3].read_bytes()
+    files[3].write_bytes(whole[:-10])
+    found = expand_volumes([tmp_path / "a"])
+    volume = read_volume(found.sources[0])
+    assert volume.shape == (5, 4, 3)
+    reason = "a damaged DICOM file: expected 40 bytes of pixels, found 30"
+    assert f"{files[3]}, of this series, is left out: {reason}" in volume.remarks
+    assert found.skipped == [(str(files[3]), f"{reason}; the rest of its series is read")]
+    files[3].write_bytes(whole)
+    files[1].write_bytes(files[1].read_bytes()[:-1])
+    (source,) = expand_volumes([tmp_path / "a"]).sources
+    with pytest.raises(InputError, match="expected every slice, found 1 missing between others") as error:
+        read_volume(source)
+    assert "expected 40 bytes of pixels, found 39" in str(error.value)
+
+
+def test_even_steps_do_not_hide_a_damaged_slice(write_series: Any, write_slice: Any, tmp_path: Path) -> None:
+    """Of three slices the middle one: the two others would lie on even steps of twice the distance."""
+    write_series(tmp_path / "a", HEIGHTS[:3])
+    middle = tmp_path / "a" / "s_98.dcm"
+    middle.write_bytes(middle.read_bytes()[:-4])
+    (source,) = expand_volumes([tmp_path / "a"]).sources
+    with pytest.raises(InputError, match="1 missing between others") as error:
+        read_volume(source)
+    assert str(middle) in str(error.value)
+    # a damaged copy of a slice that is there, and one of another direction, leave no hole
+    middle.unlink()
+    write_series(tmp_path / "a", HEIGHTS[:3])
+    for name, axes in (("copy", (1, 0, 0, 0, 1, 0)), ("localiser", (0, 1, 0, 0, 0, -1))):
+        path = write_slice(tmp_path / "a" / f"{name}.dcm", np.zeros((4, 5), np.int16), HEIGHTS[1], axes)
+        path.write_bytes(path.read_bytes()[:-4])
+    (source,) = expand_volumes([tmp_path / "a"]).sources
+    assert read_volume(source).shape == (5, 4, 3)
+    assert len(source.damaged) == 2
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2", "1.2.840.10008.1.2.2"])
+def test_pixels_are_counted_in_every_encoding(make_slice: Any, tmp_path: Path, syntax: str) -> None:
+    from pydicom.uid import UID
+
+    dataset = make_slice(np.arange(20, dtype=np.int16).reshape(4, 5), SOPInstanceUID="1.2.3.4.5")
+    dataset.file_meta.TransferSyntaxUID = UID(syntax)
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    path = tmp_path / "a.dcm"
+    dataset.save_as(path, implicit_vr=syntax.endswith("1.2"), little_endian=syntax.endswith("1.2"))
+    assert len(read_frames(path)) == 1
+    path.write_bytes(path.read_bytes()[:-1])
+    assert read_frames(path) == "a damaged DICOM file: expected 40 bytes of pixels, found 39"
+
+
+def test_warnings_become_remarks_that_name_the_file(
+    write_series: Any, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Pixels followed by more bytes than padding has: pydicom reads them, and warns."""
+    import pydicom
+
+    write_series(tmp_path / "a", HEIGHTS)
+    for path in sorted((tmp_path / "a").iterdir())[:2]:
+        dataset = pydicom.dcmread(path)
+        dataset.PixelData += b"\0" * 6
+        dataset.save_as(path)
+    recwarn.clear()
+    (source,) = expand_volumes([tmp_path / "a"]).sources
+    (remark,) = (text for text in read_volume(source).remarks if "pydicom warns" in text)
+    assert remark.startswith(f"{tmp_path / 'a'}")
+    assert "(and in 1 more): pydicom warns: The pixel data length is odd" not in remark
+    assert "(and in 1 more): pydicom warns: " in remark
+    assert not list(recwarn)
+
+
 def test_a_damaged_file_of_no_series_is_an_input_of_its_own(
     write_series: Any, write_slice: Any, tmp_path: Path
 ) -> None:

@@ -242,7 +242,7 @@ def test_no_preamble_and_damage(write_slice: Any, tmp_path: Path) -> None:
     (tmp_path / "bare.dcm").write_bytes(content[132:])
     assert np.array_equal(read_volume(tmp_path / "bare.dcm").data[0, :, :, 0].T, SAMPLES)
     (tmp_path / "cut.dcm").write_bytes(content[:-10])
-    with pytest.raises(InputError, match=r"cut\.dcm: expected readable pixels, found a damaged file"):
+    with pytest.raises(InputError, match=r"cut\.dcm: .*expected 40 bytes of pixels, found 30"):
         read_volume(tmp_path / "cut.dcm")
     (tmp_path / "noise.dcm").write_bytes(b"\xff" * 400)
     with pytest.raises(InputError, match=r"noise\.dcm"):

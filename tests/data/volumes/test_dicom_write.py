@@ -176,6 +176,24 @@ def test_segmentation_holds_the_mask(volume: Volume, tmp_path: Path) -> None:
         write_segmentation(volume, mask[1:], tmp_path / "x.dcm")
 
 
+def test_the_series_are_told_apart_and_say_as_little_of_the_patient(write_series: Any, tmp_path: Path) -> None:
+    pytest.importorskip("highdicom", reason="the extra dicom is not installed")
+    write_series(tmp_path / "in", [(0.0, 0.0, 2.0 * k) for k in range(3)], PatientComments="fell", PatientWeight="70")
+    volume = read_volume(tmp_path / "in")
+    paths = (
+        write_secondary_capture(volume, np.zeros((*volume.shape, 3)), tmp_path / "sc")[0],
+        write_parametric_map(volume, _map(volume), tmp_path / "pm.dcm"),
+        write_segmentation(volume, _map(volume) > 0, tmp_path / "seg.dcm"),
+    )
+    written = [pydicom.dcmread(path) for path in paths]
+    assert len({int(dataset.SeriesNumber) for dataset in written}) == 3
+    assert len({str(dataset.SeriesDescription) for dataset in written} - {""}) == 3
+    about = [{element.keyword for element in dataset.group_dataset(0x0010)} for dataset in written]
+    assert about[0] == about[1] == about[2]
+    assert "PatientID" in about[0]
+    assert not about[0] & {"PatientComments", "PatientWeight"}
+
+
 def test_writing_says_nothing_of_the_patient(
     volume: Volume, tmp_path: Path, secrets: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:

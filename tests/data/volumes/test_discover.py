@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -198,3 +199,27 @@ def test_dicom_series_of_one_patient_are_one_group_that_tells_nothing_of_them(
     groups = load_table(tmp_path).table["group"].tolist()
     assert groups[0] == groups[1] != groups[2]
     assert not any(secret in group for secret in secrets for group in groups)
+
+
+def test_a_folder_of_dicom_without_file_endings_is_a_data_set(tmp_path: Path, write_series: Any) -> None:
+    from anodiff.data.layouts import load_table
+
+    folder = tmp_path / "study"
+    write_series(folder, [(0.0, 0.0, float(z)) for z in range(3)], SeriesInstanceUID="1.2.3")
+    for number, path in enumerate(sorted(folder.iterdir())):
+        path.rename(folder / f"IM{number:03d}")
+    (folder / "README").write_text("not a scan")
+    found = load_table(tmp_path)
+    assert (found.layout, len(found)) == ("volumes", 1)
+    for path in folder.glob("IM*"):
+        path.unlink()
+    with pytest.raises(DataError):
+        load_table(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.nrrd", "a.mha", "a.mnc", "a+orig.BRIK.gz"])
+def test_formats_that_are_not_read_are_told_with_the_way_out(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"NRRD0004\n" * 60)
+    [(path, reason)] = find_volumes(tmp_path).skipped
+    assert path == str(tmp_path / name)
+    assert re.fullmatch(r"(NRRD|MetaImage|MINC|AFNI), which is not read: convert it to NIfTI", reason)

@@ -43,7 +43,7 @@ REFUSED = {
     "dicom/test-SR.dcm": "Comprehensive SR Storage: it has no image size",
     "dicom/waveform_ecg.dcm": "12-lead ECG Waveform Storage: it has no image size",
     "dicom/zipMR.gz": "a compressed file that holds neither NIfTI nor MGH",
-    "dicom/MR_truncated.dcm": "found a damaged file (The number of bytes of pixel data is less than expected",
+    "dicom/MR_truncated.dcm": "a damaged DICOM file: expected 8,192 bytes of pixels, found 8,130",
     "dicom/JPEG2000-embedded-sequence-delimiter.dcm": "found a damaged file",
     "nifti_and_friends/.gitignore": "not a volume of a known format",
     "nifti_and_friends/analyze.hdr": "found Analyze 7.5",
