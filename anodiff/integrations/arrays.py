@@ -12,9 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from anodiff.data.foreground import given
 from anodiff.data.preprocess import Geometry, Preprocessor, resize, select_channels
 from anodiff.data.readers import RawImage
-from anodiff.data.volumes.volume import Volume, is_ranged, value_range
+from anodiff.data.volumes.modality import modality_of_name
+from anodiff.data.volumes.read import with_given
+from anodiff.data.volumes.volume import Volume, check_affine, finite_values, is_ranged, value_range
 from anodiff.errors import ConfigError, InputError
 from anodiff.integrations.lazy import LazyModel
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from anodiff.anomaly.volumes import VolumeDetector
     from anodiff.model import DiffusionModel
     from anodiff.restoration import Restored, Restorer
+    from anodiff.restoration.batches import Batch
 
 #: share of a pixel of the model's grid from which a missing part makes it missing
 MISSING_SHARE = 1e-3
@@ -33,13 +37,14 @@ Range = tuple[float, float]
 class ArrayScore:
     """What a detector says of one array: map (H, W) or (I, J, K) float32 on its grid, larger = more anomalous.
 
-    p_value: None without a calibration; is_anomalous: None without a threshold.
+    p_value: None without a calibration; is_anomalous: None without a threshold; remarks: sentences on a volume.
     """
 
     map: NDArray[np.float32]
     score: float
     p_value: float | None
     is_anomalous: bool | None
+    remarks: tuple[str, ...] = ()
 
 
 class ArrayModel:
@@ -111,13 +116,15 @@ class ArrayModel:
 
         return self._once("volumes", make)
 
-    def restorer(self, steps: int) -> Restorer:
-        """For images, with chains of ``steps`` steps. Raises ConfigError for a model of anything else."""
+    def restorer(self, steps: int, *, of_volumes: bool = False) -> Restorer:
+        """With chains of ``steps`` steps, for images or volumes. Raises ConfigError for a model of anything else."""
+        model = self.model.get()
+        if model.config.video is not None or not of_volumes:
+            _of_images(model, slices=True)
 
         def make(model: DiffusionModel) -> Restorer:
             from anodiff.restoration import Restorer
 
-            _of_images(model)
             return Restorer(model, steps=steps, network_batch=self.network_batch, **self.options)
 
         return self._once(f"restorer {steps}", make)
@@ -128,13 +135,23 @@ class ArrayModel:
                 self._made[name] = make(self.model.get())
             return self._made[name]
 
-    def images(self, arrays: Sequence[np.ndarray], batch_size: int = 16) -> list[ArrayScore]:
-        """Score images, (H, W) or (H, W, C) each. Raises InputError for one that cannot be used."""
+    def images(
+        self, arrays: Sequence[np.ndarray], batch_size: int = 16, foregrounds: Sequence[np.ndarray] = ()
+    ) -> list[ArrayScore]:
+        """Score images, (H, W) or (H, W, C) each; ``foregrounds`` (H, W): of each, none: estimated.
+
+        Raises InputError for one that cannot be used.
+        """
         detector, preprocessor = self.detector(), self.model.get().preprocessor
         found: list[ArrayScore] = []
         for start in range(0, len(arrays), batch_size):
             part = enumerate(arrays[start : start + batch_size], start)
-            ready = [preprocessor(self.raw(array, f"image {n}")) for n, array in part]
+            raws = [self.raw(array, f"image {n}") for n, array in part]
+            if len(foregrounds):
+                raws = [
+                    given(raw, mask) for raw, mask in zip(raws, foregrounds[start : start + batch_size], strict=True)
+                ]
+            ready = [preprocessor(raw) for raw in raws]
             result = detector(
                 torch.stack([each.image for each in ready]), torch.stack([each.foreground for each in ready])
             )
@@ -150,15 +167,113 @@ class ArrayModel:
                 )
         return found
 
-    def volume(self, data: np.ndarray, affine: np.ndarray, name: str = "volume") -> ArrayScore:
-        """Score a volume (C, I, J, K) with its affine (4, 4) to RAS+ mm. Raises InputError where it cannot be used."""
+    def volume(
+        self,
+        data: np.ndarray,
+        affine: np.ndarray,
+        name: str = "volume",
+        *,
+        units: str = "mm",
+        path: str = "",
+        foreground: np.ndarray | None = None,
+    ) -> ArrayScore:
+        """Score a volume (C, I, J, K), see :meth:`to_volume`; ``foreground`` (I, J, K), None: estimated.
+
+        Raises InputError where it cannot be used.
+        """
         detector = self.volume_detector()
-        values, (low, high), ranged = self._values(data, name)
-        dtype = "uint8" if ranged else str(data.dtype)
-        volume = Volume(values, np.asarray(affine, dtype=np.float64), low, high, dtype, name, "stack", ranged=ranged)
+        volume = with_given(self.to_volume(data, affine, name, units=units, path=path), foreground)
+        remarks = (*volume.remarks, *detector.doubts(volume))
         prepared = detector.prepare(volume)
         result = detector(prepared, volume)
-        return ArrayScore(prepared.back(result.map), float(result.score), result.p_value, result.is_anomalous)
+        if not np.isfinite(result.score):
+            raise InputError(f"{name}: expected a finite score, found {result.score}; its intensities may overflow")
+        return ArrayScore(
+            prepared.back(result.map),
+            float(result.score),
+            result.p_value,
+            result.is_anomalous,
+            (*remarks, *result.remarks),
+        )
+
+    def to_volume(
+        self, data: np.ndarray, affine: np.ndarray, name: str = "volume", *, units: str = "mm", path: str = ""
+    ) -> Volume:
+        """An array (C, I, J, K) with its affine (4, 4) to RAS+ coordinates as a decoded file would be.
+
+        units: of the affine, as of `Volume`. path: the file it comes from, whose name may say its modality. NaN and
+        infinity count as outside, as those of files do. Raises InputError where it is no volume.
+        """
+        if data.ndim != 4 or 0 in data.shape:
+            raise InputError(f"{name}: expected a volume (C, I, J, K), found the shape {data.shape}")
+        values, valid, remarks = finite_values(_numbers(data, name), name)
+        low, high, ranged = self._range(values, data.dtype)
+        return Volume(
+            values,
+            check_affine(affine, name),
+            low,
+            high,
+            "uint8" if ranged else str(data.dtype),
+            name,
+            "stack",
+            units=units,
+            ranged=ranged,
+            modality=modality_of_name(path),
+            valid=valid,
+            remarks=remarks,
+        )
+
+    def denoise_volume(self, volume: Volume, sigma: float | None, *, axis: int | None = None) -> NDArray[np.float32]:
+        """A volume (C, I, J, K) without its noise, as ``anodiff denoise`` gives it; sigma None estimates the level.
+
+        axis: of the model's grid, across the slices of a model of such; None is the recipe's. Raises InputError for a
+        volume that cannot be used, ConfigError for an axis where the model sees volumes whole.
+        """
+        restorer = self.restorer(steps=1, of_volumes=True)
+
+        def task(batch: Batch) -> tuple[Restored, None]:
+            return restorer.denoise(batch.images, sigma, foreground=batch.foreground), None
+
+        return self._restored_volume(volume, None, task, axis, average=True)
+
+    def inpaint_volume(
+        self,
+        volume: Volume,
+        mask: NDArray[np.bool_],
+        *,
+        solver: str | None = None,
+        steps: int = 32,
+        axis: int | None = None,
+    ) -> NDArray[np.float32]:
+        """A volume (C, I, J, K) filled in where the mask (I, J, K) is True, as ``anodiff inpaint`` gives it.
+
+        All other voxels are kept bit for bit. axis, and errors: see :meth:`denoise_volume`, and ConfigError for an
+        unknown solver.
+        """
+        restorer = self.restorer(steps, of_volumes=True)
+        if mask.shape != volume.shape:
+            raise InputError(f"{volume.path}: expected a mask of {volume.shape}, found {mask.shape}")
+
+        def task(batch: Batch) -> tuple[Restored, None]:
+            assert batch.masks is not None
+            return restorer.inpaint(batch.images, batch.masks, solver=solver), None
+
+        return self._restored_volume(volume, mask, task, axis, average=False)
+
+    def _restored_volume(
+        self, volume: Volume, hole: NDArray[np.bool_] | None, task: Any, axis: int | None, average: bool
+    ) -> NDArray[np.float32]:
+        from anodiff.anomaly.volumes import PLAIN
+        from anodiff.restoration.volumes import VolumeRestorer
+
+        config = self.model.get().config
+        section = config.volume or PLAIN
+        if axis is not None:
+            if section.mode == "patches":
+                raise ConfigError(f"axis: expected none for a model that sees volumes whole, found {axis}")
+            section = section.model_copy(update={"axes": (axis,)})
+        restorer = VolumeRestorer(config.preprocess, section, task, average=average)
+        return restorer.back(restorer(restorer.load(volume, hole))).values
 
     def denoise(self, array: np.ndarray, sigma: float | None, name: str = "image") -> NDArray[np.float32]:
         """An image (H, W, C) without its noise, in its own values and on its own grid; sigma None estimates the level.
@@ -212,18 +327,30 @@ class ArrayModel:
 
     def _values(self, array: np.ndarray, name: str) -> tuple[NDArray[np.float32], Range, bool]:
         """float32 values, what means black and white, and whether that is known rather than seen."""
-        if array.dtype.kind not in "buif":
-            raise InputError(f"{name}: expected numbers, found {array.dtype}")
-        values = np.ascontiguousarray(array, dtype=np.float32)
+        values = _numbers(array, name)
         if not np.isfinite(values).all():
             raise InputError(f"{name}: expected finite values, found NaN or infinity")
+        low, high, ranged = self._range(values, array.dtype)
+        return values, (low, high), ranged
+
+    def _range(self, values: NDArray[np.float32], dtype: np.dtype[Any]) -> tuple[float, float, bool]:
         if self.value_range is not None:
-            return values, (float(self.value_range[0]), float(self.value_range[1])), True
-        return values, value_range(values, array.dtype), is_ranged(array.dtype)
+            return float(self.value_range[0]), float(self.value_range[1]), True
+        return *value_range(values, dtype), is_ranged(dtype)
 
 
-def _of_images(model: DiffusionModel) -> None:
+def _numbers(array: np.ndarray, name: str) -> NDArray[np.float32]:
+    if array.dtype.kind not in "buif":
+        raise InputError(f"{name}: expected numbers, found {array.dtype}")
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def _of_images(model: DiffusionModel, slices: bool = False) -> None:
+    """Raises ConfigError for a model of anything but images; ``slices``: but single slices, which are images too."""
     config = model.config
+    if slices and config.volume is not None and config.volume.mode == "slices" and not config.volume.neighbours:
+        return
     if config.volume is not None or config.video is not None:
         kind = "volumes" if config.volume is not None else "clips"
         raise ConfigError(f"{model.path}: expected a model of 2-D images, found one of {kind}")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MODEL = "models/model.safetensors"
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
-COLUMNS = ("path", "score", "p_value", "is_anomalous", "status", "error")
+COLUMNS = ("path", "score", "p_value", "is_anomalous", "status", "error", "remarks")
 SUFFIXES = (".nii", ".nii.gz", ".png", ".jpg", ".jpeg", ".bmp")
 
 
@@ -242,6 +242,7 @@ class Evaluator:
             "p_value": found.get("image_p_value"),
             "is_anomalous": found.get("image_anomalous"),
             "status": "ok",
+            "remarks": found.get("image_remarks"),
         }
 
 

@@ -120,6 +120,7 @@ def facts(model: DiffusionModel) -> dict[str, Any]:
         "context_channels": config.context_channels,
         "preprocess": config.preprocess.model_dump(mode="json"),
         "diffusion": config.diffusion.model_dump(mode="json"),
+        **({} if config.volume is None else {"volume": config.volume.model_dump(mode="json")}),
     }
 
 

@@ -17,13 +17,18 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.transforms import MapTransform
-from monai.utils import TransformBackends, ensure_tuple_rep
+from monai.utils import MetaKeys, SpaceKeys, TransformBackends, ensure_tuple_rep
 from torch import Tensor
 
+from anodiff.data.volumes.volume import Volume
 from anodiff.errors import ConfigError, InputError
 from anodiff.integrations.arrays import ArrayModel, ArrayScore
 
 Range = tuple[float, float]
+#: affines of an image and its foreground agree to this
+SAME_PLACE = 1e-2
+#: spatial units of a NIfTI header that are not mm
+UNITS = {1: "meter", 3: "micron"}
 
 
 class _Reader:
@@ -35,13 +40,14 @@ class _Reader:
     def __init__(self, model: ArrayModel, rows_first: bool) -> None:
         self.model, self.rows_first = model, rows_first
 
-    def score(self, image: Tensor, name: str) -> ArrayScore:
-        """Map and score of one image or volume, the map in the tensor's own order."""
+    def score(self, image: Tensor, name: str, foreground: np.ndarray | None = None) -> ArrayScore:
+        """Map and score of one image or volume, the map in the tensor's own order; foreground: bool (1, *S)."""
         array = _array(image, name)
         if array.ndim == 4:
-            affine = image.affine.cpu().numpy() if isinstance(image, MetaTensor) else np.eye(4)
-            return self.model.volume(array, affine, name)
-        (found,) = self.model.images([self.to_pixels(array)])
+            inside = None if foreground is None else foreground[0]
+            return self.model.volume(array, name=name, foreground=inside, **_place(image, name))
+        masks = () if foreground is None else (self.to_pixels(foreground)[:, :, 0],)
+        (found,) = self.model.images([self.to_pixels(array)], foregrounds=masks)
         return ArrayScore(
             found.map if self.rows_first else np.ascontiguousarray(found.map.T),
             found.score,
@@ -49,13 +55,17 @@ class _Reader:
             found.is_anomalous,
         )
 
-    def to_pixels(self, array: np.ndarray, of_volume: bool = False) -> np.ndarray:
-        """(C, H, W) or (C, W, H) -> (H, W, C); the later axis of a volume's slice runs down, as when it is scored."""
-        return array.transpose(1, 2, 0) if self.rows_first and not of_volume else array.transpose(2, 1, 0)
+    def volume(self, image: Tensor, name: str) -> Volume:
+        """A tensor (C, I, J, K) as a decoded volume."""
+        return self.model.to_volume(_array(image, name), name=name, **_place(image, name))
 
-    def from_pixels(self, pixels: np.ndarray, of_volume: bool = False) -> np.ndarray:
+    def to_pixels(self, array: np.ndarray) -> np.ndarray:
+        """(C, H, W) or (C, W, H) -> (H, W, C)."""
+        return array.transpose(1, 2, 0) if self.rows_first else array.transpose(2, 1, 0)
+
+    def from_pixels(self, pixels: np.ndarray) -> np.ndarray:
         """The way back."""
-        return pixels.transpose(2, 0, 1) if self.rows_first and not of_volume else pixels.transpose(2, 1, 0)
+        return pixels.transpose(2, 0, 1) if self.rows_first else pixels.transpose(2, 1, 0)
 
 
 class _DiffusionTransform(MapTransform):
@@ -86,11 +96,12 @@ class AnomalyMapd(_DiffusionTransform):
 
     ``d[key + "_anomaly"]``: (1, *S) float32 on the grid of ``d[key]``, larger = more anomalous, with its meta data and
     applied operations. ``d[key + "_score"]``: float, higher = more anomalous. Where the model is calibrated for images
-    of this kind, ``d[key + "_p_value"]``: float and, where that gives a threshold, ``d[key + "_anomalous"]``: bool.
+    of this kind, ``d[key + "_p_value"]``: float and, where that gives a threshold, ``d[key + "_anomalous"]``: bool. Of
+    volumes ``d[key + "_remarks"]``: str, what is to be said of it, mostly nothing.
 
     Args:
         keys: of images (C, H, W) or volumes (C, I, J, K), intensities as stored: the model prepares them itself, as it
-            does for files. Volumes are turned by the affine of the MetaTensor (RAS+ mm).
+            does for files. Volumes are turned by the affine of the MetaTensor; a plain tensor counts as RAS+, 1 mm.
         model: path of a model file.
         preset: of the detector; None is the recipe's.
         value_range: the values that mean black and white, as loaders forget the type that a file had.
@@ -98,18 +109,29 @@ class AnomalyMapd(_DiffusionTransform):
             it is told ``reverse_indexing=False``.
         device: "cpu" in workers of a DataLoader; "auto" or "cuda" where the transform runs in the main process.
         precision, seed: see :class:`anodiff.AnomalyDetector`.
+        foreground_key: of the given foreground (brain mask) of each key, (1, *S) or (*S) on its grid, other than 0 =
+            inside; one for all keys, or one each. None: as the model estimates it.
 
     Raises:
-        ModelFileError: no model file. When called also InputError for an image that cannot be used, and ConfigError
-            for a model of something else.
+        ModelFileError: no model file. When called also InputError for an image or foreground that cannot be used, and
+            ConfigError for a model of something else.
     """
+
+    def __init__(
+        self, keys: KeysCollection, model: str | Path, *, foreground_key: KeysCollection | None = None, **options: Any
+    ) -> None:
+        super().__init__(keys, model, **options)
+        self.foreground_keys = ensure_tuple_rep(foreground_key, len(self.keys))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
-        for key in self.key_iterator(d):
-            found = self.reader.score(d[key], str(key))
+        for key, beside in self.key_iterator(d, self.foreground_keys):
+            given = None if beside is None else _foreground(d[key], d[beside], str(key), str(beside))
+            found = self.reader.score(d[key], str(key), given)
             d[f"{key}_anomaly"] = like(d[key], found.map[None])
             d[f"{key}_score"] = found.score
+            if d[key].ndim == 4:
+                d[f"{key}_remarks"] = "; ".join(found.remarks)
             if found.p_value is not None:
                 d[f"{key}_p_value"] = found.p_value
             if found.is_anomalous is not None:
@@ -118,17 +140,26 @@ class AnomalyMapd(_DiffusionTransform):
 
 
 class DenoiseDiffusiond(_DiffusionTransform):
-    """Takes the noise off images (C, H, W), in their own values and on their own grid; of volumes slice by slice.
+    """Takes the noise off images (C, H, W) and volumes (C, I, J, K), in their own values and on their own grid.
 
-    sigma: its level in units of the model's [-1, 1]; None estimates that of each image or slice.
-    axis: along which volumes (C, I, J, K) are cut, 0, 1 or 2. Slices are taken as they lie, the later of their axes
-        down: ``Orientationd(axcodes="LPI")`` before makes them look as on a screen.
+    What it gives is what ``anodiff denoise`` writes: a model of 3-D patches sees a volume whole, one of slices each
+    slice with its neighbours, one of 2-D images each slice as an image.
 
-    Other arguments and errors: see :class:`AnomalyMapd`; a model of 2-D images is needed.
+    sigma: its level in units of the model's [-1, 1]; None estimates that of each image, volume or slice.
+    axis: across the slices of a volume, 0, 1 or 2 of the model's grid (of 2-D models that of LPI: 2 is axial); None
+        takes the recipe's, and the mean of several. Not for a model of 3-D patches.
+
+    Other arguments and errors: see :class:`AnomalyMapd`.
     """
 
     def __init__(
-        self, keys: KeysCollection, model: str | Path, *, sigma: float | None = None, axis: int = 2, **options: Any
+        self,
+        keys: KeysCollection,
+        model: str | Path,
+        *,
+        sigma: float | None = None,
+        axis: int | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(keys, model, **options)
         if sigma is not None and not sigma > 0:
@@ -138,30 +169,27 @@ class DenoiseDiffusiond(_DiffusionTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            array = _array(d[key], str(key))
-            volume = array.ndim == 4
-            # A constant slice has no noise, and no intensities to be brought to the model's range.
-            clean = [
-                self._clean(each, volume, str(key)) if each.min() < each.max() else each
-                for each in _slices(array, self.axis)
-            ]
-            d[key] = like(d[key], _joined(clean, self.axis, volume))
+            d[key] = like(d[key], self._clean(d[key], str(key)))
         return d
 
-    def _clean(self, image: np.ndarray, of_volume: bool, name: str) -> np.ndarray:
-        clean = self.reader.model.denoise(self.reader.to_pixels(image, of_volume), self.sigma, name)
-        return self.reader.from_pixels(clean, of_volume)
+    def _clean(self, image: Tensor, name: str) -> np.ndarray:
+        reader, array = self.reader, _array(image, name)
+        if array.ndim == 4:
+            return reader.model.denoise_volume(reader.volume(image, name), self.sigma, axis=self.axis)
+        return reader.from_pixels(reader.model.denoise(reader.to_pixels(array), self.sigma, name))
 
 
 class InpaintDiffusiond(_DiffusionTransform):
-    """Fills images (C, H, W) in where a mask says so, with what the model expects there; of volumes slice by slice.
+    """Fills images (C, H, W) and volumes (C, I, J, K) in where a mask says so, with what the model expects there.
+
+    What it gives is what ``anodiff inpaint`` writes; models meet volumes as in :class:`DenoiseDiffusiond`.
 
     mask_keys: of masks (1, *S) or (*S) beside each key, other than 0 = to be filled. What the image holds there is not
         looked at; all else is kept bit for bit.
     solver, steps: see :meth:`anodiff.Restorer.inpaint`; solver None is its default.
-    axis: see :class:`DenoiseDiffusiond`.
+    axis: see :class:`DenoiseDiffusiond`; None takes the recipe's first.
 
-    Other arguments and errors: see :class:`AnomalyMapd`; a model of 2-D images is needed.
+    Other arguments and errors: see :class:`AnomalyMapd`.
     """
 
     def __init__(
@@ -172,7 +200,7 @@ class InpaintDiffusiond(_DiffusionTransform):
         *,
         solver: str | None = None,
         steps: int = 32,
-        axis: int = 2,
+        axis: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(keys, model, **options)
@@ -182,24 +210,21 @@ class InpaintDiffusiond(_DiffusionTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key, mask_key in self.key_iterator(d, self.mask_keys):
-            name = str(key)
-            array, mask = _array(d[key], name), np.asarray(torch.as_tensor(d[mask_key]).cpu()) != 0
-            if mask.shape not in (array.shape[1:], (1, *array.shape[1:])):
-                raise InputError(f"{mask_key}: expected a mask of {array.shape[1:]} like {name}, found {mask.shape}")
-            masks = _slices(mask.reshape(1, *array.shape[1:]), self.axis)
-            volume = array.ndim == 4
-            filled = [
-                self._filled(each, missing, volume, name) if missing.any() else each
-                for each, missing in zip(_slices(array, self.axis), masks, strict=True)
-            ]
-            d[key] = like(d[key], _joined(filled, self.axis, volume))
+            name, image = str(key), d[key]
+            shape = tuple(image.shape[1:])
+            mask = np.asarray(torch.as_tensor(d[mask_key]).cpu()) != 0
+            if mask.shape not in (shape, (1, *shape)):
+                raise InputError(f"{mask_key}: expected a mask of {shape} like {name}, found {mask.shape}")
+            d[key] = like(image, self._filled(image, mask.reshape(shape), name))
         return d
 
-    def _filled(self, image: np.ndarray, missing: np.ndarray, of_volume: bool, name: str) -> np.ndarray:
-        reader = self.reader
-        pixels, hole = reader.to_pixels(image, of_volume), reader.to_pixels(missing, of_volume)[:, :, 0]
-        filled = reader.model.inpaint(pixels, hole, solver=self.solver, steps=self.steps, name=name)
-        return reader.from_pixels(filled, of_volume)
+    def _filled(self, image: Tensor, missing: np.ndarray, name: str) -> np.ndarray:
+        reader, array = self.reader, _array(image, name)
+        options: dict[str, Any] = {"solver": self.solver, "steps": self.steps}
+        if array.ndim == 4:
+            return reader.model.inpaint_volume(reader.volume(image, name), missing, axis=self.axis, **options)
+        hole = missing if reader.rows_first else missing.T
+        return reader.from_pixels(reader.model.inpaint(reader.to_pixels(array), hole, name=name, **options))
 
 
 class AnomalyInferer(Inferer):
@@ -248,7 +273,9 @@ def like(image: Tensor | np.ndarray, values: np.ndarray) -> MetaTensor:
     found = torch.from_numpy(np.array(values, dtype=np.float32)).to(device)
     if not isinstance(image, MetaTensor):
         return MetaTensor(found)
-    made = MetaTensor(found, meta=deepcopy(image.meta), applied_operations=deepcopy(image.applied_operations))
+    made = MetaTensor(found)
+    # Set and not passed on: of a batch whose places differ the constructor cannot tell which affine is meant.
+    made.meta, made.applied_operations = deepcopy(image.meta), deepcopy(image.applied_operations)
     made.is_batch = image.is_batch
     return made
 
@@ -260,16 +287,36 @@ def _array(image: Tensor | np.ndarray, name: str) -> np.ndarray:
     return array
 
 
-def _axis(axis: int) -> int:
-    if axis not in (0, 1, 2):
+def _place(image: Tensor | np.ndarray, name: str) -> dict[str, Any]:
+    """Where a volume lies and what file it is from, as far as its meta data say: by the names of `to_volume`."""
+    if not isinstance(image, MetaTensor):
+        return {"affine": np.eye(4)}
+    affine = np.asarray(image.affine.cpu(), dtype=np.float64)
+    if affine.shape != (4, 4):
+        raise InputError(f"{name}: expected an affine of 4 x 4 for a volume, found one of {affine.shape}")
+    if image.meta.get(MetaKeys.SPACE) == SpaceKeys.LPS:
+        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    # The NIfTI field that a reader keeps: spatial unit in its lower three bits.
+    unit = int(image.meta.get("xyzt_units", 0)) & 7
+    return {"affine": affine, "units": UNITS.get(unit, "mm"), "path": str(image.meta.get("filename_or_obj", ""))}
+
+
+def _foreground(image: Tensor, mask: Tensor, name: str, mask_name: str) -> np.ndarray:
+    """bool (1, *S) of a mask (1, *S) or (*S). Raises InputError for another size or place, and an empty one."""
+    found = np.asarray(torch.as_tensor(mask).cpu()) != 0
+    size = tuple(image.shape[1:])
+    if found.shape not in (size, (1, *size)):
+        raise InputError(f"{mask_name}: expected a foreground of {size} like {name}, found {found.shape}")
+    if not found.any():
+        raise InputError(f"{mask_name}: expected a foreground of {name} with something inside, found an empty one")
+    if isinstance(image, MetaTensor) and isinstance(mask, MetaTensor) and image.ndim == 4:
+        far = np.abs(image.affine.cpu().numpy() - mask.affine.cpu().numpy()).max()
+        if far > SAME_PLACE:
+            raise InputError(f"{mask_name}: expected a foreground at the place of {name}, found one {far:.3g} away")
+    return found.reshape(1, *size)
+
+
+def _axis(axis: int | None) -> int | None:
+    if axis not in (None, 0, 1, 2):
         raise ConfigError(f"axis: expected 0, 1 or 2, found {axis}")
     return axis
-
-
-def _slices(array: np.ndarray, axis: int) -> list[np.ndarray]:
-    """The image itself, or the slices (C, *, *) of a volume (C, I, J, K)."""
-    return [array] if array.ndim == 3 else list(np.moveaxis(array, axis + 1, 0))
-
-
-def _joined(slices: list[np.ndarray], axis: int, of_volume: bool) -> np.ndarray:
-    return np.stack(slices, axis=axis + 1) if of_volume else slices[0]

@@ -17,7 +17,8 @@ from anodiff.restoration.operators import (
     motion_blur,
 )
 from anodiff.restoration.quantisation import Jpeg
-from anodiff.restoration.restorer import Restored, Restorer
+from anodiff.restoration.restored import Restored
+from anodiff.restoration.restorer import Restorer
 from anodiff.restoration.solvers import SOLVERS, Posterior
 
 __all__ = [

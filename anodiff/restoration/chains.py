@@ -54,6 +54,11 @@ class ChainStep:
 OnStep = Callable[[ChainStep], None]
 
 
+#: is shown the state of a batch after a step, with the number (rows,) of the image that each row is of; the last batch
+#: is filled up with copies
+OnState = Callable[[Tensor, StepState], None]
+
+
 @dataclass(frozen=True)
 class Rows:
     """The rows of one internal batch: which image each belongs to, its key, and the number of its chain."""

@@ -63,7 +63,7 @@ def of_class(restorer: Restorer, name: str | None, guidance: float = 1.0, option
     label = NO_LABEL if name is None else class_index(name, restorer.classes, option)
     if not restorer.classes:
         return restorer.denoiser
-    return classifier_free(restorer.denoiser, label, guidance, clip=restorer.clip)  # type: ignore[arg-type]
+    return classifier_free(restorer.denoiser, label, guidance, clip=restorer.clip)
 
 
 def check_class(restorer: Restorer, label: str | None, guidance: float) -> None:

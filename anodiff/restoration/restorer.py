@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,18 +13,11 @@ from torch import Tensor
 from anodiff.diffusion import SAMPLERS, image_keys, karras_grid, log_grid, make_schedule
 from anodiff.diffusion.noise import family_of
 from anodiff.engine.device import resolve_device
-from anodiff.errors import AnodiffError, ConfigError, InputError
-from anodiff.restoration.arguments import (
-    check_denoising,
-    check_images,
-    column,
-    kept_outside,
-    positive,
-    shape_of,
-    solver_name,
-)
+from anodiff.errors import AnodiffError, ConfigError
+from anodiff.restoration import denoising, measured
+from anodiff.restoration.arguments import check_images, kept_outside, shape_of
 from anodiff.restoration.chains import (
-    BESIDE,
+    OnState,
     OnStep,
     Rows,
     network_rows,
@@ -36,48 +28,20 @@ from anodiff.restoration.chains import (
 )
 from anodiff.restoration.counterfactual import Counterfactual, check_class, counterfactual, of_class
 from anodiff.restoration.gradients import GradientDenoiser, WindowGradientDenoiser
-from anodiff.restoration.noise_level import (
-    estimate_levels,
-    stabilise_poisson,
-    stabilise_rician,
-    unstabilise_poisson,
-    unstabilise_rician,
-)
 from anodiff.restoration.operators import Mask, Operator
-from anodiff.restoration.solvers import SOLVERS, Posterior, Projected, Resampled
-from anodiff.restoration.uncertainty import tweedie_deviation
+from anodiff.restoration.restored import Restored
+from anodiff.restoration.solvers import Projected
+from anodiff.restoration.start import mean_image
 
 STEPS = 32
 GRIDS: dict[str, Callable[..., Tensor]] = {"karras": karras_grid, "log": log_grid}
 
 
-@dataclass(frozen=True)
-class Restored:
-    """What became of N images; tensors lie on the images' device.
-
-    Attributes:
-        images: (N, C, *S) float32 in the model's range: the estimate of a denoised image, else the first sample.
-        nfe: denoiser calls an image. gradients: of the denoiser, an image; each costs about two calls.
-        samples: (N, K, C, *S), where more than one was asked for, or samples of a denoised image.
-        uncertainty: (N, C, *S) standard deviation at each voxel, where known.
-        sigma: (N,) float64, the noise level that was given or found.
-        sigma_from: where each level comes from: "given", "foreground" or "background" (see ``noise_level``).
-    """
-
-    images: Tensor
-    nfe: int
-    gradients: int = 0
-    samples: Tensor | None = None
-    uncertainty: Tensor | None = None
-    sigma: Tensor | None = None
-    sigma_from: tuple[str, ...] | None = None
-
-
 class Restorer:
     """Generates and restores with a model of images; no training for any of it.
 
-    A model of volumes (``volume.mode`` patches) takes them whole, of any size, through overlapping windows whose
-    estimates are averaged at every noise level.
+    A model of volumes (``volume.mode`` patches), or of images with ``engine.window``, takes them whole, of any size,
+    through overlapping windows whose estimates are averaged at every noise level.
 
     A result is a function of the model, the settings, the seed and the pixels: it has the same bits whatever the other
     images of the batch are (one ``network_batch``, one device), because every computation has that one batch shape.
@@ -125,8 +89,11 @@ class Restorer:
         self.denoiser: GradientDenoiser | WindowGradientDenoiser
         self.denoiser = GradientDenoiser(model.denoiser, device, precision, rows)
         volume = getattr(config, "volume", None)
+        engine: Any = getattr(config, "engine", None)
         if volume is not None and volume.mode == "patches":
             self.denoiser = WindowGradientDenoiser(self.denoiser, volume.patch, volume.overlap)
+        elif getattr(engine, "window", None) is not None:
+            self.denoiser = WindowGradientDenoiser(self.denoiser, engine.window, engine.overlap)
         self.steps, self.grid_name, self.sampler, self.seed = steps, grid, sampler, seed
         self.on_step: OnStep | None = None
         diffusion = getattr(config, "diffusion", None)
@@ -156,11 +123,14 @@ class Restorer:
         shape: tuple[int, ...] | None = None,
         label: str | None = None,
         guidance: float = 1.0,
+        on_state: OnState | None = None,
     ) -> Restored:
         """The first ``n`` images of a seed, or those of the given numbers (from 0): each depends on both alone.
 
         shape: (C, *S); None takes the recipe's. label: the class they are of; None is over all classes. guidance: its
-        weight, 1 draws the class as it is, more what is surest of it, for twice the calls.
+        weight, 1 draws the class as it is, more what is surest of it, for twice the calls. on_state: is shown the rows
+        of a chain after each step, to look at. Chains start about the model's mean image, see
+        :func:`anodiff.restoration.start.mean_image`, whose calls are those of no image.
 
         Raises ConfigError for no image, an unknown class or weight, or where no shape is known.
         """
@@ -176,14 +146,17 @@ class Restorer:
             preserving = self._schedule is not None and self._schedule.is_variance_preserving
             sample = partial(sample, variance="learned", preserving=preserving)
 
+        settings = (self.sigma_max, self.sigma_data, self.family, self.scale, self.denoiser.device)
+        mean = mean_image(denoiser, shape, *settings)
+
         def chain(rows: Rows) -> Tensor:
             noise = rows.source()
-            return sample(denoiser, self.sigma_max * noise(0), grid, noise, watched(rows.tell))
+            look = None if on_state is None else partial(on_state, rows.image)
+            return sample(denoiser, mean + self.sigma_max * noise(0), grid, noise, watched(rows.tell, look))
 
-        images, nfe, _ = self._chains(keys, 1, shape, grid, chain)
+        images, nfe, _ = self.chains(keys, 1, shape, grid, chain)
         return Restored(images[:, 0].to("cpu"), nfe)
 
-    @torch.no_grad()
     def denoise(
         self,
         x: Tensor,
@@ -221,37 +194,19 @@ class Restorer:
                 for, or samples from a level above ``sigma_max``.
             InputError: pixels that are not finite, or samples from an estimated level above ``sigma_max``.
         """
-        check_images(x)
-        check_denoising(noise, sigma is not None, samples, uncertainty, gain is not None)
-        base = column(zero, x)
-        level, told = torch.ones(len(x), dtype=torch.float64), ("given",) * len(x)
-        if sigma is not None:
-            level = positive(sigma, x, "sigma")
-        elif noise != "poisson":
-            level, told = estimate_levels(x, noise, foreground, background, base)
-        if samples:
-            given = sigma is not None
-            self.check_level(float(level.max()), "" if given else "an estimate", ConfigError if given else InputError)
-        view = (-1,) + (1,) * (x.ndim - 1)
-        width = level.to(x.device, torch.float32).reshape(view)
-        floor = base.to(x.device, torch.float32).reshape(view)
-        if noise == "rician":
-            estimate, nfe = self._estimate(floor + width * stabilise_rician((x - floor) / width), level)
-            images = floor + width * unstabilise_rician((estimate - floor) / width)
-            return Restored(images, nfe, sigma=level, sigma_from=told)
-        if noise == "poisson":
-            return self._counts(x, floor, positive(gain, x, "gain").to(x.device, torch.float32).reshape(view))
-        images, nfe = self._estimate(x, level)
-        drawn, deviation, gradients = None, None, 0
-        keys = image_keys(x, self.seed if seed is None else seed)
-        if samples:
-            drawn, calls = self._samples(x, level, keys, samples)
-            nfe += samples * calls
-            deviation = drawn.std(dim=1) if samples > 1 else None
-        if uncertainty and deviation is None:
-            deviation, gradients = tweedie_deviation(self.denoiser, x, level, keys)
-            nfe += 1
-        return Restored(images, nfe, gradients, drawn, deviation, level, told)
+        return denoising.denoise(
+            self,
+            x,
+            sigma,
+            noise=noise,
+            samples=samples,
+            uncertainty=uncertainty,
+            foreground=foreground,
+            background=background,
+            zero=zero,
+            gain=gain,
+            seed=seed,
+        )
 
     def inpaint(
         self,
@@ -285,7 +240,6 @@ class Restorer:
         images = torch.where(missing, found.images, x)
         return Restored(images, found.nfe, found.gradients, drawn, found.uncertainty)
 
-    @torch.no_grad()
     def restore(
         self,
         x: Tensor | None,
@@ -312,44 +266,13 @@ class Restorer:
             ConfigError: an unknown solver, one that does not take the operator, or a sampler it is not made for.
             InputError: values that are not finite.
         """
-        if y is None:
-            if x is None:
-                raise ConfigError("restore: expected an image or its measurement, found neither")
-            y = operator(x)
-        check_images(y)
-        name = solver_name(solver, operator)
-        if samples < 1:
-            raise ConfigError(f"samples: expected at least 1, found {samples}")
-        shape = tuple(operator.rows(torch.tensor([0])).pinv(y[:1]).shape[1:])
-        keys = image_keys(y, self.seed if seed is None else seed)
-        grid = self.grid(self.sigma_max)
+        return measured.restore(self, x, operator, y, solver, samples, sigma_y, seed, options)
 
-        def chain(rows: Rows) -> Tensor:
-            noise = rows.source()
-            part = y[rows.image.to(y.device)].to(self.denoiser.device, torch.float32)
-            posterior = self._posterior(name, operator.rows(rows.image), part, sigma_y, grid, rows, options)
-            sampler = SAMPLERS[self._sampler(posterior)]
-            after = watched(rows.tell, posterior.callback)
-            return sampler(posterior, self.sigma_max * noise(0), grid, noise, after)
-
-        drawn, nfe, gradients = self._chains(keys, samples, shape, grid, chain)
-        drawn = drawn.to(y.device)
-        deviation = drawn.std(dim=1) if samples > 1 else None
-        return Restored(drawn[:, 0], samples * nfe, samples * gradients, drawn if samples > 1 else None, deviation)
-
-    @torch.no_grad()
     def check(
         self, operator: Operator, shape: tuple[int, ...], *, solver: str | None = None, sigma_y: float = 0.0
     ) -> None:
         """Raises every ConfigError of :meth:`restore` for images of ``shape`` = (C, *S); the network does not run."""
-        name = solver_name(solver, operator)
-        first = torch.zeros(1, dtype=torch.int64)
-        rows = Rows(first, first, first, shape, self.family, self.scale)
-        y = operator(torch.zeros(1, *shape))
-        posterior = self._posterior(name, operator, y, sigma_y, self.grid(self.sigma_max), rows, {})
-        self._sampler(posterior)
-        if name != Projected.name:
-            _ = posterior.linear
+        measured.check(self, operator, shape, solver, sigma_y)
 
     def check_level(self, sigma: float, origin: str = "", error: type[AnodiffError] = ConfigError) -> None:
         """Refuses to start a chain at a noise level above ``sigma_max``, which the network has never seen.
@@ -398,19 +321,13 @@ class Restorer:
             return sample(Projected(self.denoiser, part, part(guide)), noisy, grid, noise, watched(rows.tell))
 
         keys = image_keys(x, self.seed if seed is None else seed)
-        drawn, nfe, _ = self._chains(keys, 1, tuple(x.shape[1:]), grid, chain)
+        drawn, nfe, _ = self.chains(keys, 1, tuple(x.shape[1:]), grid, chain)
         images = drawn[:, 0].to(x.device)
         return Restored(images if kept is None else torch.where(kept, x, images), nfe)
 
     def counterfactual(self, x: Tensor, target: str, sigma: float | None = None, **options: Any) -> Counterfactual:
         """Images (N, C, *S) as they would look in the class ``target``; see `counterfactual.counterfactual`."""
         return counterfactual(self, x, target, sigma, **options)
-
-    def _chains(
-        self, keys: Tensor, samples: int, shape: tuple[int, ...], grid: Tensor, chain: Callable[[Rows], Tensor]
-    ) -> tuple[Tensor, int, int]:
-        settings = (self.family, self.scale, len(grid) - 1, self.on_step)
-        return run_chains(self.denoiser, chain, keys, samples, shape, *settings)
 
     def edit_level(self, sigma: float | None, strength: float | None) -> float:
         """The noise level that :meth:`edit` starts at; its errors."""
@@ -429,70 +346,14 @@ class Restorer:
         self.check_level(float(sigma), "" if strength is None else f"of strength {strength:g}")
         return float(sigma)
 
-    def _sampler(self, posterior: Posterior) -> str:
-        sampler = self.sampler or posterior.samplers[0]
-        if sampler not in posterior.samplers:
-            raise ConfigError(
-                f"solver {posterior.name!r}: expected a sampler of {', '.join(posterior.samplers)}, found {sampler!r}"
-            )
-        return sampler
-
-    def _posterior(
-        self,
-        name: str,
-        operator: Operator,
-        y: Tensor,
-        sigma_y: float,
-        grid: Tensor,
-        rows: Rows,
-        options: dict[str, Any],
-    ) -> Posterior:
-        settings: dict[str, Any] = dict(options)
-        if name == Resampled.name:
-            settings["noise"] = rows.source(BESIDE)
-        elif name == Projected.name:
-            settings |= {"sigmas": grid, "noise": rows.source()}
-        elif name in ("matched", "guided"):
-            settings.setdefault("sigma_data", self.sigma_data)
-        try:
-            return SOLVERS[name](self.denoiser, operator, y, sigma_y, **settings)
-        except TypeError as error:
-            raise ConfigError(f"solver {name!r}: {str(error).split('() ')[-1]}") from None
-
     def grid(self, top: float, final_zero: bool = True) -> Tensor:
         """The levels of a chain from ``top`` down: ``steps`` steps, to 0 or to the lowest level that was learnt."""
         low, count = min(self.sigma_min, top / 4), self.steps if final_zero else self.steps + 1
         return GRIDS[self.grid_name](top, low, count, final_zero=final_zero)
 
-    def _estimate(self, x: Tensor, level: Tensor) -> tuple[Tensor, int]:
-        before = self.denoiser.calls
-        images = self.denoiser(x, level).to(x.device)
-        return images.clone(), (self.denoiser.calls - before) // len(x)
-
-    def _counts(self, x: Tensor, zero: Tensor, gain: Tensor) -> Restored:
-        """Photon counts: Anscombe's transform, spread over the model's range from ``zero`` to 1."""
-        low, high = stabilise_poisson(torch.zeros_like(zero)), stabilise_poisson(gain * (1 - zero))
-        unit = (1 - zero) / (high - low)
-        level = unit.double().cpu().reshape(-1)
-        estimate, nfe = self._estimate(zero + unit * (stabilise_poisson(gain * (x - zero)) - low), level)
-        images = zero + unstabilise_poisson((estimate - zero) / unit + low) / gain
-        return Restored(images, nfe, sigma=level, sigma_from=("given",) * len(x))
-
-    def _samples(self, x: Tensor, level: Tensor, keys: Tensor, samples: int) -> tuple[Tensor, int]:
-        """(N, K, C, *S): ancestral chains from the images themselves, each from its own level.
-
-        A deterministic sampler would take an image to one place only: the chain needs fresh noise to be a sample.
-        """
-        drawn = x.new_empty(len(x), samples, *x.shape[1:], dtype=torch.float32)
-        calls = 0
-        for value in level.unique().tolist():
-            chosen = (level == value).nonzero().flatten()
-            part, grid = x[chosen.to(x.device)], self.grid(value)
-
-            def chain(rows: Rows, part: Tensor = part, grid: Tensor = grid) -> Tensor:
-                noisy = part[rows.image.to(part.device)].to(self.denoiser.device, torch.float32)
-                return SAMPLERS["ancestral"](self.denoiser, noisy, grid, rows.source(), watched(rows.tell))
-
-            found, calls, _ = self._chains(keys[chosen], samples, tuple(x.shape[1:]), grid, chain)
-            drawn[chosen.to(x.device)] = found.to(x.device)
-        return drawn, calls
+    def chains(
+        self, keys: Tensor, samples: int, shape: tuple[int, ...], grid: Tensor, chain: Callable[[Rows], Tensor]
+    ) -> tuple[Tensor, int, int]:
+        """Chains of this model down the levels of ``grid``, see `chains.run_chains`; ``on_step`` hears of each step."""
+        settings = (self.family, self.scale, len(grid) - 1, self.on_step)
+        return run_chains(self.denoiser, chain, keys, samples, shape, *settings)

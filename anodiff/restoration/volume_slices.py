@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from anodiff.data.foreground import nearest
 from anodiff.data.preprocess import Geometry, resize
 from anodiff.data.readers import RawImage
 from anodiff.data.volumes.preprocess import PreparedVolume
@@ -108,6 +109,10 @@ def _own_slices(
         if volume.ranged and slicer.preprocess.value_range is None:
             # The range of the stored type, through the file's scaling, is known: uint8 says so.
             raw = replace(raw, dtype="uint8")
+        if prepared.given:
+            # Beside the brain there is noise and there are holes, too: a slice without any of it counts whole.
+            seen = nearest(valid[number], preprocessor.geometry(pixels.shape[1:]).box[2:]).any()
+            raw = replace(raw, foreground=valid[number] if seen else np.ones_like(valid[number]))
         try:
             image = preprocessor(raw)
             intensity = intensity_of(raw, preprocessor)
@@ -116,7 +121,10 @@ def _own_slices(
                 continue
             raise
         geometry = image.geometry
-        inside = _on_grid(valid[number], geometry) >= 0.5
+        # Of a given foreground the background is what it leaves out; else what the file holds no number for is neither.
+        inside = torch.ones(geometry.model, dtype=torch.bool)
+        if not prepared.given:
+            inside = _on_grid(valid[number], geometry) >= 0.5
         missing = None if holes is None else _on_grid(holes[number], geometry) >= MISSING_SHARE
         found.append(
             Slice(

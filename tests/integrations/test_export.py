@@ -15,9 +15,12 @@ from anodiff.errors import ConfigError
 from anodiff.integrations.export import PlainDenoiser, export_onnx, export_torch
 from anodiff.model import DiffusionModel
 
-from .conftest import tiny_model
+from .conftest import VOLUMES, tiny_model
 
 STEPS = {"schedule": "vp-linear", "prediction": "eps", "noise_input": "timestep", "clip": 1.0}
+SMALL = {"channels": [4, 8], "blocks": 1, "attention": [False, True], "stem": 1, "head_channels": 4}
+#: (C, *S) of what the network of a model of volumes sees: patches, and slices with one neighbour on each side
+SEEN = {"patches": (1, 8, 8, 8), "neighbours": (3, 16, 16)}
 CLIPS = {"video": {"mode": "predict", "past": 3}, "preprocess": {"size": [16, 16]}}
 
 
@@ -89,6 +92,40 @@ def test_an_onnx_file_gives_the_same_to_a_ten_thousandth(tmp_path: Path) -> None
     onnx.checker.check_model(proto)
     told = {each.key: json.loads(each.value) for each in proto.metadata_props if each.key.startswith("anodiff.")}
     assert told["anodiff.diffusion"]["prediction"] == "eps"
+
+
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [
+        ("patches", "torch"),
+        ("patches", "onnx"),
+        ("neighbours", "torch"),
+        pytest.param("neighbours", "onnx", marks=pytest.mark.slow),
+    ],
+)
+def test_models_of_volumes_are_exported_for_what_they_see(tmp_path: Path, kind: str, form: str) -> None:
+    model = tiny_model(volume=VOLUMES[kind], network=SMALL)
+    shape, sigma = SEEN[kind], torch.tensor([0.02, 0.5, 3.0])
+    x = sigma.reshape(-1, *[1] * len(shape)) * torch.randn(3, *shape)
+    if form == "torch":
+        made, extra = export_torch(model, tmp_path / "d"), {"anodiff.json": ""}
+        found = torch.export.load(tmp_path / "d", extra_files=extra).module()(x, sigma)
+        told = json.loads(extra["anodiff.json"])
+    else:
+        onnx = pytest.importorskip("onnx", reason="the extra [onnx] is not installed")
+        pytest.importorskip("onnxscript", reason="the extra [onnx] is not installed")
+        onnxruntime = pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
+        made = export_onnx(model, tmp_path / "d")
+        session = onnxruntime.InferenceSession(tmp_path / "d", providers=["CPUExecutionProvider"])
+        found = torch.from_numpy(session.run(None, {"x": x.numpy(), "sigma": sigma.numpy()})[0])
+        properties = onnx.load(tmp_path / "d").metadata_props
+        told = {each.key.removeprefix("anodiff."): json.loads(each.value) for each in properties}
+    assert made.difference is not None
+    assert made.difference <= 1e-4
+    torch.testing.assert_close(found, own(model, x, sigma), atol=1e-4, rtol=0)
+    assert told["shape"] == list(shape)
+    assert told["volume"]["neighbours"] == VOLUMES[kind].get("neighbours", 0)
+    assert told["volume"]["orientation"] == VOLUMES[kind]["orientation"]
 
 
 def test_a_network_that_cannot_be_traced_is_refused(tmp_path: Path) -> None:

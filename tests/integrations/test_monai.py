@@ -186,18 +186,25 @@ def test_only_holes_are_filled_whatever_they_held(model_file: Path) -> None:
 
 
 def test_volumes_are_restored_slice_by_slice(model_file: Path) -> None:
+    """Axial slices of an LPI grid are the images that they look like; another axis is cut where it is asked for."""
     volume = np.ascontiguousarray(pictures(3, 3).transpose(2, 1, 0))
-    clean = DenoiseDiffusiond("image", model_file, sigma=0.1)({"image": meta(volume)})["image"]
-    alone = DenoiseDiffusiond("image", model_file, sigma=0.1)({"image": meta(pictures(3, 3)[1])})["image"]
+    lpi = torch.diag(torch.tensor([-1.0, -1.0, -1.0, 1.0]))
+
+    def whole(values: np.ndarray) -> MetaTensor:
+        return MetaTensor(torch.from_numpy(values)[None], affine=lpi)
+
+    denoise = DenoiseDiffusiond("image", model_file, sigma=0.1)
+    clean = denoise({"image": whole(volume)})["image"]
+    alone = denoise({"image": meta(pictures(3, 3)[1])})["image"]
     assert clean.shape == (1, *volume.shape)
-    np.testing.assert_array_equal(clean[0, :, :, 1].T, alone[0])
-    moved = meta(np.moveaxis(volume, 2, 0).copy())
+    np.testing.assert_allclose(clean[0, :, :, 1].T, alone[0], rtol=1e-5, atol=1e-3)
+    moved = whole(np.moveaxis(volume, 2, 0).copy())
     again = DenoiseDiffusiond("image", model_file, sigma=0.1, axis=0)({"image": moved})["image"]
-    np.testing.assert_array_equal(np.moveaxis(again[0].numpy(), 0, 2), clean[0])
+    np.testing.assert_allclose(np.moveaxis(again[0].numpy(), 0, 2), clean[0], rtol=1e-5, atol=1e-3)
     hole = np.zeros((1, *volume.shape), dtype=bool)
     hole[0, 8:12, 8:12, 1] = True
     fill = InpaintDiffusiond("image", "hole", model_file, solver="proximal", steps=2)
-    filled = fill({"image": meta(volume), "hole": hole})["image"]
+    filled = fill({"image": whole(volume), "hole": hole})["image"]
     assert np.array_equal(filled.numpy()[~hole], volume[None][~hole])
     assert not np.array_equal(filled.numpy()[hole], volume[None][hole])
 

@@ -181,6 +181,27 @@ def test_generated_images_have_the_spread_of_the_data(exact: Restorer) -> None:
     assert abs(float(drawn.mean())) < 0.02
 
 
+def test_chains_start_about_the_mean_of_the_data(gaussian_data: Any) -> None:
+    """With levels up to a few deviations of the data, chains from noise about 0 end short of their mean."""
+
+    class Gaussian(nn.Module):
+        sigma_data = 0.5
+
+        def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+            lifted = gaussian_data(x.double() - 0.6, sigma.flatten()[0]) + 0.6
+            return lifted.to(x.dtype)
+
+    restorer = Restorer(SimpleNamespace(denoiser=Gaussian()), device="cpu", network_batch=8, steps=40)
+    restorer.sigma_max, restorer.sigma_min = 4.0, 0.02
+    restorer.precision = "fp32"
+    found = restorer.generate(256, shape=gaussian_data.shape)
+    truth = gaussian_data.mean.reshape(gaussian_data.shape).float() + 0.6
+    error = (found.images.mean(0) - truth).abs().max()
+    spread = float(gaussian_data.covariance.diagonal().max()) ** 0.5
+    assert float(error) < 4 * spread / 256**0.5
+    assert found.nfe == 40
+
+
 def test_the_estimate_is_the_denoiser_and_samples_cost_three_decibels(exact: Restorer) -> None:
     """Of Gaussian data: the estimate has the posterior's variance as its error, a sample twice that."""
     clean = Exact.deviation * torch.randn((4, 1, 24, 24), generator=torch.Generator().manual_seed(0))
