@@ -169,22 +169,39 @@ class DiffusionModel:
 
     @property
     def preprocessor(self) -> Preprocessor:
-        """From decoded pixels to the model's grid, and back."""
+        """From decoded pixels to the model's grid, and back; images of another size are refused, see `scorable`."""
         from anodiff.data.preprocess import Preprocessor
 
         return Preprocessor(self.config.preprocess)
 
-    def prepare(self, paths: Sequence[str | Path]) -> tuple[Tensor, Tensor]:
+    @property
+    def scorable(self) -> Preprocessor:
+        """As ``preprocessor``, of images that a detector takes: with ``engine.window`` of any size."""
+        from anodiff.data.preprocess import Preprocessor
+
+        return Preprocessor(self.config.preprocess, self.config.any_size)
+
+    def prepare(self, paths: Sequence[str | Path], foregrounds: Sequence[str | Path] = ()) -> tuple[Tensor, Tensor]:
         """Image files as the model sees them: images (N, C, H, W) float32 and foreground (N, H, W) bool.
 
-        Exactly what ``anodiff score`` does before it scores; give both to a detector. Raises InputError.
+        foregrounds: the mask file of each image's, "" where it is estimated; none: of all. Exactly what ``anodiff
+        score`` does before it scores; give both to a detector. Raises InputError.
         """
+        from anodiff.data.foreground import with_given
         from anodiff.data.readers import read_image
 
-        preprocessor = self.preprocessor
-        prepared = [preprocessor(read_image(path, max_pixels=self.config.preprocess.max_pixels)) for path in paths]
+        preprocessor, most = self.scorable, self.config.preprocess.max_pixels
+        if foregrounds and len(foregrounds) != len(paths):
+            raise InputError(f"foregrounds: expected one for each of {len(paths)} paths, found {len(foregrounds)}")
+        prepared = [
+            preprocessor(with_given(read_image(path, max_pixels=most), given, max_pixels=most))
+            for path, given in zip(paths, foregrounds or [""] * len(paths), strict=True)
+        ]
         if not prepared:
             raise InputError("paths: expected at least one image file, found none")
+        sizes = {tuple(each.image.shape[1:]) for each in prepared}
+        if len(sizes) > 1:
+            raise InputError(f"paths: expected images of one size at a time, found {sorted(sizes)}")
         return torch.stack([each.image for each in prepared]), torch.stack([each.foreground for each in prepared])
 
     @property

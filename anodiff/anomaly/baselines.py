@@ -42,14 +42,13 @@ from anodiff.anomaly.standardise import (
     fit_standardisation,
     last_as_good,
 )
+from anodiff.anomaly.tuning_grid import SCALE_FLOORS
 from anodiff.errors import DataError
 
 #: folds of the normals by which widths are chosen and PCA errors are made honest
 FOLDS = 4
 #: most images whose principal components are computed (evenly spaced through the normals beyond it)
 PCA_IMAGES = 2000
-#: scale floors to choose from
-SCALE_FLOORS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
 #: width of the blur residual: 8 px of 128
 BLUR_SHARE = 1 / 16
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anodiff.anomaly.early_exit import EarlyExit
+from anodiff.anomaly.settings import DetectorSettings
 from anodiff.anomaly.standardise import Granularity, Standardisation
 from anodiff.errors import ConfigError, DataError
 
@@ -84,6 +86,8 @@ class Calibration:
         counts: images and groups in each of the two parts.
         precision: of the network's arithmetic, "fp32" or "bf16"; None where it is not recorded (early files).
         preprocess: how the normals were prepared (plain values of the recipe's section); None where not recorded.
+        early_exit: what lets clearly normal images leave early; None where none was asked for.
+        windows: "window" and "overlap" of what the network saw of an image at a time; None where it saw all at once.
     """
 
     preset: str
@@ -99,6 +103,8 @@ class Calibration:
     counts: dict[str, int] = field(default_factory=dict)
     precision: str | None = None
     preprocess: dict[str, Any] | None = None
+    early_exit: EarlyExit | None = None
+    windows: dict[str, Any] | None = None
 
     @property
     def pixel_threshold_fpr5(self) -> float:
@@ -139,18 +145,34 @@ class Calibration:
             f"the false-alarm rate are only about right; --precision {self.precision} makes them exact"
         )
 
+    def window_note(self, found: Mapping[str, Any] | None) -> str | None:
+        """A sentence where images are scored in other windows than the normals were; None where not."""
+        if self.windows == found:
+            return None
+        ours, theirs = (_windows_text(windows) for windows in (self.windows, found))
+        return (
+            f"preset {self.preset!r}: calibrated {ours} and scored {theirs}, so p-values, decisions and the false-"
+            "alarm rate of images larger than a window are only about right; anodiff calibrate with the same "
+            "engine.window and engine.overlap makes them exact"
+        )
+
     def to_tensors(self) -> dict[str, Tensor]:
         """The tensors of a calibration by name; with :meth:`to_json` its whole content."""
         tensors = {"scores": self.scores}
         if self.standardisation is not None:
             tensors["location"] = self.standardisation.location
             tensors["scale"] = self.standardisation.scale
-        return tensors
+        return tensors if self.early_exit is None else tensors | self.early_exit.to_tensors()
 
     def to_json(self) -> dict[str, Any]:
         """All that is not a tensor, as plain values."""
         chosen = self.standardisation
+        # only where there is one, so that a calibration without it is written as it always was
+        leaving = {} if self.early_exit is None else {"early_exit": self.early_exit.to_json()}
+        windows = {} if self.windows is None else {"windows": self.windows}
         return {
+            **leaving,
+            **windows,
             "preset": self.preset,
             "settings": self.settings,
             "seed": self.seed,
@@ -175,7 +197,9 @@ class Calibration:
             standardisation = Standardisation(
                 tensors["location"], tensors["scale"], Granularity(kind, width), dict(values["log_likelihoods"])
             )
+        leaving = values.get("early_exit")
         return cls(
+            early_exit=None if leaving is None else EarlyExit.from_parts(leaving, tensors),
             preset=values["preset"],
             settings=dict(values["settings"]),
             seed=values["seed"],
@@ -189,7 +213,25 @@ class Calibration:
             counts=dict(values["counts"]),
             precision=values.get("precision"),
             preprocess=values.get("preprocess"),
+            windows=values.get("windows"),
         )
+
+
+def _windows_text(windows: Mapping[str, Any] | None) -> str:
+    if windows is None:
+        return "on whole images"
+    sides = "x".join(map(str, windows["window"]))
+    return f"in windows of {sides} with an overlap of {windows['overlap']:g}"
+
+
+def whole_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a calibration; slots that are newer than it have their defaults."""
+    return {**DetectorSettings().to_json(), **settings}
+
+
+def settings_changes(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Names of the slots in which two settings differ."""
+    return sorted(slot for slot in ours.keys() | theirs.keys() if ours.get(slot) != theirs.get(slot))
 
 
 #: keys of the preprocessing that decide which images are read, not what values they get
@@ -222,6 +264,7 @@ def calibrate(
     counts: dict[str, int],
     precision: str | None = None,
     preprocess: dict[str, Any] | None = None,
+    windows: dict[str, Any] | None = None,
 ) -> Calibration:
     """Threshold, p-values and pixel thresholds from the threshold part's scores (n,) and foreground pixel values.
 
@@ -259,4 +302,5 @@ def calibrate(
         counts=counts,
         precision=precision,
         preprocess=preprocess,
+        windows=windows,
     )

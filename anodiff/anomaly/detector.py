@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from anodiff.anomaly.calibration import Calibration, calibrate
+from anodiff.anomaly.any_size import check_windows, usable
+from anodiff.anomaly.calibration import Calibration, calibrate, settings_changes, whole_settings
+from anodiff.anomaly.early_exit import EarlyExit, check_normals, check_stageable, known_exit, two_stages
 from anodiff.anomaly.fusion import fuse
 from anodiff.anomaly.groups import assign_parts
 from anodiff.anomaly.noising import reconstruct
-from anodiff.anomaly.normals import NormalsPart, check_images
+from anodiff.anomaly.normals import NormalsPart, check_images, refuse_shared
 from anodiff.anomaly.perceptual import FeatureDistance
 from anodiff.anomaly.presets import resolve, training_note
 from anodiff.anomaly.reduce import reduce_maps
@@ -24,7 +27,8 @@ from anodiff.anomaly.smoothing import smooth_maps
 from anodiff.anomaly.standardise import Moments, Standardisation, fit_standardisation
 from anodiff.diffusion import image_keys
 from anodiff.engine.inference import InferenceDenoiser
-from anodiff.errors import ConfigError, DataError, InputError
+from anodiff.engine.windows import WindowDenoiser
+from anodiff.errors import ConfigError, InputError
 
 #: rows x voxels that are in flight at once: 64 MiB of float32, a few times over
 VOXELS_AT_ONCE = 1 << 24
@@ -52,13 +56,16 @@ class AnomalyDetector:
         device, precision: see :class:`anodiff.engine.inference.InferenceDenoiser`.
         network_batch: rows of the one batch the network sees; None takes the recipe's, or 16.
         seed: of the noise.
+        early_exit: let images that the first level shows to be normal leave, as the calibration knows how.
 
     Attributes:
         name, settings: of the preset, resolved. calibration: fitted, or found in the model for exactly these settings.
+        any_size: whether images may have any size. window_settings: "window" and "overlap" of what the network sees of
+            an image at a time (``engine.window`` of the recipe); None where it sees all at once.
         notes: sentences for the user.
 
     Raises:
-        ConfigError: unknown preset, device or precision, or settings that contradict each other.
+        ConfigError: unknown preset, device or precision, settings that contradict each other, or no early exit known.
     """
 
     def __init__(
@@ -70,16 +77,24 @@ class AnomalyDetector:
         precision: str = "auto",
         network_batch: int | None = None,
         seed: int = 0,
+        early_exit: bool = False,
     ) -> None:
         config = getattr(model, "config", None)
         self.name, self.settings = resolve(preset, config)
         self._training_note = training_note(preset, config)
-        engine = getattr(config, "engine", None)
+        engine: Any = getattr(config, "engine", None)
         if network_batch is None:
             network_batch = getattr(engine, "network_batch", 16)
         compiled, most = getattr(engine, "compiled", False), getattr(engine, "max_memory", None)
         normal = getattr(model, "normal_denoiser", model.denoiser)
+        self.denoiser: InferenceDenoiser | WindowDenoiser
         self.denoiser = InferenceDenoiser(normal, device, precision, network_batch, compiled, most)
+        self.any_size: bool = getattr(config, "any_size", False)
+        self.window_settings: dict[str, Any] | None = None
+        if getattr(engine, "window", None) is not None:
+            check_windows(self.settings, self.any_size)
+            self.denoiser = WindowDenoiser(self.denoiser, engine.window, engine.overlap)
+            self.window_settings = {"window": list(engine.window), "overlap": engine.overlap}
         self.seed = seed
         prepared = getattr(config, "preprocess", None)
         self._channels: int | None = getattr(config, "network_channels", getattr(prepared, "channels", None))
@@ -90,15 +105,17 @@ class AnomalyDetector:
         wanted = self.settings.to_json()
         own = known.get(self.name)
         candidates = [*([own] if own is not None else []), *known.values()]
-        self.calibration = next((c for c in candidates if _whole(c.settings) == wanted), None)
-        self._other_settings = [] if own is None else _differences(_whole(own.settings), wanted)
+        self.calibration = next((c for c in candidates if whole_settings(c.settings) == wanted), None)
+        self.early_exit: EarlyExit | None = known_exit(self) if early_exit else None
+        self._other_settings = [] if own is None else settings_changes(whole_settings(own.settings), wanted)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know of this detector's decisions, one sentence each."""
         trained = () if self._training_note is None else (self._training_note,)
         if self.calibration is not None:
-            said = (*trained, self.calibration.message, self.calibration.precision_note(self.denoiser.precision))
+            known, precision = self.calibration, self.denoiser.precision
+            said = (*trained, known.message, known.precision_note(precision), known.window_note(self.window_settings))
             return tuple(sentence for sentence in (*said, *self.denoiser.notes) if sentence)
         reason = "is not calibrated for it"
         if self._other_settings:
@@ -118,14 +135,13 @@ class AnomalyDetector:
         check_images(images, foreground)
         self._check_channels(images)
         self._check_size(images)
-        maps, scores, mean = [], [], []
-        for part, inside in self._chunks(images, foreground):
-            reconstructions = self.reconstruct(part)
-            final = self.maps(self.errors(part, reconstructions), inside)
-            maps.append(final.to(images.device))
-            scores.append(self.scores(final, inside).to(images.device))
-            mean.append(self._shown(reconstructions).to(images.device))
-        all_scores = torch.cat(scores)
+        found = []
+        for part, inside in self.chunks(images, foreground):
+            leaving = self.early_exit
+            parts = self._one_stage(part, inside) if leaving is None else two_stages(self, leaving, part, inside)
+            found.append([tensor.to(images.device) for tensor in parts])
+        maps, all_scores, mean, *left = (torch.cat(tensors) for tensors in zip(*found, strict=True))
+        nfe = self.settings.nfe_for(images.shape[2:])
         calibration = self.calibration
         p = torch.full_like(all_scores, torch.nan, dtype=torch.float64)
         decided = None
@@ -133,16 +149,24 @@ class AnomalyDetector:
             p = calibration.p_values(all_scores).to(images.device)
             decided = calibration.is_anomalous(all_scores)
         return DetectionResult(
-            maps=torch.cat(maps),
+            maps=maps,
             scores=all_scores,
             p_values=p,
             is_anomalous=None if decided is None else decided.to(images.device),
-            reconstructions=torch.cat(mean),
+            reconstructions=mean,
             threshold=None if calibration is None else calibration.threshold,
-            nfe=self.settings.nfe_for(images.shape[2:]),
+            nfe=nfe,
             notes=self.notes,
             pixel_quantiles=None if calibration is None else dict(calibration.pixel_quantiles),
+            left_early=left[0] if left else None,
+            calls=torch.where(left[0], nfe // len(self.settings.levels), nfe) if left else None,
         )
+
+    def _one_stage(self, images: Tensor, foreground: Tensor | None) -> tuple[Tensor, ...]:
+        """Maps, scores and mean reconstructions of images by all levels."""
+        reconstructions = self.reconstruct(images)
+        maps = self.maps(self.errors(images, reconstructions), foreground)
+        return maps, self.scores(maps, foreground), self.shown(reconstructions)
 
     def check_preprocess(self) -> None:
         """Raises ConfigError where the recipe prepares images otherwise than it did for the calibration."""
@@ -150,11 +174,14 @@ class AnomalyDetector:
             self.calibration.require_preprocess(self._preprocess)
 
     @torch.no_grad()
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """Reconstructions from each start level, averaged over draws; (N, C, *S) -> (L, N, C, *S) on the device."""
+    def reconstruct(self, images: Tensor, levels: Sequence[int] | None = None) -> Tensor:
+        """Reconstructions from each start level, averaged over draws; (N, C, *S) -> (L, N, C, *S) on the device.
+
+        ``levels``: numbers of those that are wanted, by default all; each has the same bits alone.
+        """
         keys = image_keys(images, self.seed).to(self.denoiser.device)
         on_device = images.to(self.denoiser.device, torch.float32)
-        return reconstruct(self.denoiser, on_device, keys, self.settings, self._schedule)
+        return reconstruct(self.denoiser, on_device, keys, self.settings, self._schedule, levels)
 
     @torch.no_grad()
     def errors(self, images: Tensor, reconstructions: Tensor) -> Tensor:
@@ -178,14 +205,19 @@ class AnomalyDetector:
         return torch.stack(maps)
 
     @torch.no_grad()
-    def maps(self, errors: Tensor, foreground: Tensor | None = None) -> Tensor:
-        """Anomaly maps from raw errors: standardise where calibrated, fuse, smooth; (L, N, *S) -> (N, *S)."""
+    def maps(self, errors: Tensor, foreground: Tensor | None = None, level: int | None = None) -> Tensor:
+        """Anomaly maps from raw errors: standardise where calibrated, fuse, smooth; (L, N, *S) -> (N, *S).
+
+        ``level``: the errors (1, N, *S) are those of this one alone.
+        """
         standardisation = None if self.calibration is None else self.calibration.standardisation
-        return self._maps(errors, foreground, standardisation)
+        if standardisation is not None and level is not None:
+            standardisation = standardisation.of_level(level)
+        return self.finished(errors, foreground, standardisation)
 
     def scores(self, maps: Tensor, foreground: Tensor | None = None) -> Tensor:
         """One score an image from its map; (N, *S) -> (N,)."""
-        inside = self._used(foreground, maps.device)
+        inside = self.used(foreground, maps.device)
         return reduce_maps(maps, self.settings.reduction, topk=self.settings.topk, foreground=inside)
 
     @torch.no_grad()
@@ -202,6 +234,7 @@ class AnomalyDetector:
         standardise_foreground: Tensor | None = None,
         progress: Progress | None = None,
         batch_size: int | None = None,
+        early_exit: float | None = None,
     ) -> AnomalyDetector:
         """Calibrate on normals only, in two group-disjoint parts: one fits the normal error, the other sets the
         threshold.
@@ -218,50 +251,64 @@ class AnomalyDetector:
                 say) for the standardisation part, so that all of ``normals`` can set the threshold.
             progress: called with the number of images done, after each batch.
             batch_size: images computed at once, at most; does not change the result.
+            early_exit: also learn when an image may leave early, at this share of found anomalies lost; see
+                :mod:`anodiff.anomaly.early_exit`.
 
         Returns:
             The detector itself; its ``calibration`` is what a model file keeps.
 
         Raises:
-            DataError: no image, groups that are in both parts, or a single group where two parts are needed.
-            ConfigError: a rate outside (0, 1).
+            DataError: no image, groups that are in both parts, a single group where two parts are needed, or too few
+                normals for the early exit.
+            ConfigError: a rate or an error outside (0, 1), or a preset that has no first stage.
         """
         if not 0 < rate < 1:
             raise ConfigError(f"rate: expected a false-alarm rate between 0 and 1, found {rate}")
         if unit not in ("image", "slice", "group"):
             raise ConfigError(f"unit: expected 'image', 'slice' or 'group', found {unit!r}")
         threshold_part = NormalsPart.of(normals, groups, foreground, self.seed)
-        standardisation = None
+        if early_exit is not None:
+            check_stageable(self.settings)
+        standardisation, fitting_part = None, None
         counts: dict[str, int] = {}
         if self.settings.standardise != "none":
             if standardise_on is None:
                 fitting_part, threshold_part = threshold_part.halves(self.seed)
             else:
                 fitting_part = NormalsPart.of(standardise_on, standardise_groups, standardise_foreground, self.seed)
-                shared = set(fitting_part.groups) & set(threshold_part.groups)
-                if shared:
-                    raise DataError(
-                        "calibration: expected groups that are in one part only, found "
-                        f"{len(shared)} in both, {min(shared)!r} first"
-                    )
+                refuse_shared(fitting_part.groups, threshold_part.groups)
+            if early_exit is not None:
+                check_normals(early_exit, threshold_part.units(unit), unit)
             standardisation = self._fit_standardisation(fitting_part, progress, batch_size)
             counts |= fitting_part.counts("standardise")
         scores, pixels = self._normal_scores(threshold_part, standardisation, progress, batch_size)
-        self.calibration = calibrate(
-            scores,
-            threshold_part.groups,
-            pixels,
-            preset=self.name,
-            settings=self.settings.to_json(),
-            seed=self.seed,
-            rate=rate,
-            unit=unit,
-            standardisation=standardisation,
-            counts=counts | threshold_part.counts("threshold"),
-            precision=self.denoiser.precision,
-            preprocess=self._preprocess,
-        )
+        counts |= threshold_part.counts("threshold")
+        self.calibration = self.calibrated(scores, threshold_part.groups, pixels, rate, unit, standardisation, counts)
+        if early_exit is not None:
+            from anodiff.anomaly.exit_fitting import fit_early_exit
+
+            fitted = fit_early_exit(
+                self, threshold_part, scores, fitting_part, early_exit, progress=progress, batch_size=batch_size
+            )
+            self.calibration = replace(self.calibration, early_exit=fitted)
         return self
+
+    def calibrated(
+        self,
+        scores: Tensor,
+        groups: Sequence[str],
+        pixels: Tensor,
+        rate: float,
+        unit: str,
+        standardisation: Standardisation | None,
+        counts: dict[str, int],
+    ) -> Calibration:
+        """What :func:`anodiff.anomaly.calibration.calibrate` makes of normals' scores (n,) and pixels."""
+        return calibrate(
+            scores, groups, pixels, preset=self.name, settings=self.settings.to_json(), seed=self.seed, rate=rate,
+            unit=unit, standardisation=standardisation, counts=counts, precision=self.denoiser.precision,
+            preprocess=self._preprocess, windows=self.window_settings,
+        )  # fmt: skip
 
     def _fit_standardisation(
         self, part: NormalsPart, progress: Progress | None, batch_size: int | None
@@ -275,12 +322,12 @@ class AnomalyDetector:
             moments[fold] = Moments.empty(levels, size, self.denoiser.device)
             chosen = folds == fold
             inside_part = None if part.foreground is None else part.foreground[chosen]
-            for images, inside in self._chunks(part.images[chosen], inside_part, batch_size):
-                moments[fold].add(self.errors(images, self.reconstruct(images)), self._used(inside, images.device))
+            for images, inside in self.chunks(part.images[chosen], inside_part, batch_size):
+                moments[fold].add(self.errors(images, self.reconstruct(images)), self.used(inside, images.device))
                 if progress is not None:
                     progress(len(images))
-        settings = self.settings
-        return fit_standardisation(list(moments.values()), settings.standardise, settings.map_px, settings.scale_floor)
+        settings, kind = self.settings, usable(self.settings.standardise, self.any_size)
+        return fit_standardisation(list(moments.values()), kind, settings.map_px, settings.scale_floor)
 
     def _normal_scores(
         self,
@@ -292,10 +339,10 @@ class AnomalyDetector:
         """Scores (n,) and (a subset of the) foreground pixel values of the threshold part, on the CPU."""
         stride = math.ceil(part.images[:, 0].numel() / PIXELS_KEPT)
         scores, pixels, seen = [], [], 0
-        for images, inside in self._chunks(part.images, part.foreground, batch_size):
-            maps = self._maps(self.errors(images, self.reconstruct(images)), inside, standardisation)
+        for images, inside in self.chunks(part.images, part.foreground, batch_size):
+            maps = self.finished(self.errors(images, self.reconstruct(images)), inside, standardisation)
             scores.append(self.scores(maps, inside).cpu())
-            used = self._used(inside, maps.device)
+            used = self.used(inside, maps.device)
             values = maps.flatten() if used is None else maps[used]
             pixels.append(values[-seen % stride :: stride].cpu())
             seen += values.numel()
@@ -303,21 +350,24 @@ class AnomalyDetector:
                 progress(len(images))
         return torch.cat(scores), torch.cat(pixels)
 
-    def _maps(self, errors: Tensor, foreground: Tensor | None, standardisation: Standardisation | None) -> Tensor:
+    def finished(self, errors: Tensor, foreground: Tensor | None, standardisation: Standardisation | None) -> Tensor:
+        """Maps (N, *S) from raw errors (E, N, *S), in units of a given normal error; see `maps`."""
         settings = self.settings
         if standardisation is not None:
             errors = standardisation(errors)
         fused = fuse(errors, settings.fusion, settings.limits)
-        smoothed = smooth_maps(fused, settings.smooth_px, self._used(foreground, errors.device))
+        smoothed = smooth_maps(fused, settings.smooth_px, self.used(foreground, errors.device))
         return apply_polarity(smoothed, settings.residual, settings.polarity)
 
-    def _shown(self, reconstructions: Tensor) -> Tensor:
-        return _mean(reconstructions) if self.settings.refine is None else reconstructions[-1]
+    def shown(self, reconstructions: Tensor) -> Tensor:
+        """The reconstruction that is shown, of those (L, N, C, *S) that are compared; -> (N, C, *S)."""
+        return fuse(reconstructions, "mean") if self.settings.refine is None else reconstructions[-1]
 
-    def _used(self, foreground: Tensor | None, device: torch.device) -> Tensor | None:
+    def used(self, foreground: Tensor | None, device: torch.device) -> Tensor | None:
+        """The foreground, where the settings use it."""
         return foreground.to(device) if foreground is not None and self.settings.foreground else None
 
-    def _chunks(
+    def chunks(
         self, images: Tensor, foreground: Tensor | None, most: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Images a few at a time, so that memory is bounded; results do not depend on the cut."""
@@ -342,28 +392,8 @@ class AnomalyDetector:
 
     def _check_size(self, images: Tensor) -> None:
         standardisation = None if self.calibration is None else self.calibration.standardisation
-        if standardisation is None:
-            return
-        expected = standardisation.location.shape[1:]
-        found = images.shape[2:]
-        if len(expected) != len(found) or any(e not in (1, f) for e, f in zip(expected, found, strict=True)):
-            raise InputError(
-                f"images: expected the size {tuple(expected)} that the model is calibrated for, found {tuple(found)}"
-            )
-
-
-def _mean(reconstructions: Tensor) -> Tensor:
-    """Mean over levels, added in order; (L, N, ...) -> (N, ...)."""
-    total = reconstructions[0]
-    for level in reconstructions[1:]:
-        total = total + level
-    return total / len(reconstructions)
-
-
-def _whole(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a calibration; slots that are newer than it have their defaults."""
-    return {**DetectorSettings().to_json(), **settings}
-
-
-def _differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    return sorted(slot for slot in ours.keys() | theirs.keys() if ours.get(slot) != theirs.get(slot))
+        if standardisation is not None and not standardisation.fits(images.shape[2:]):
+            expected, found = tuple(standardisation.location.shape[1:]), tuple(images.shape[2:])
+            more = " (anodiff calibrate with engine.window makes it one of any)" if self.any_size else ""
+            known_size = f"the size {expected} that the model is calibrated for"
+            raise InputError(f"images: expected {known_size}, found {found}{more}")

@@ -13,7 +13,7 @@ Fusion = Literal["mean", "sqrt-mean", "max", "harmonic", "images"]
 HARMONIC_FLOOR = 1e-3
 
 
-def fuse(errors: Tensor, fusion: Fusion, limits: tuple[float, float] | None = None) -> Tensor:
+def fuse(errors: Tensor, fusion: Fusion, limits: tuple[float, float | None] | None = None) -> Tensor:
     """Join the levels' (standardised) errors; (L, N, *S) -> (N, *S), in the units of the errors, within ``limits``.
 
     ``mean``; ``sqrt-mean``: the square of the mean of (signed) square roots, which one loud level cannot dominate;

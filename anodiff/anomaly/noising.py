@@ -9,7 +9,7 @@ sees an image in the same places whatever its mates are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from anodiff.anomaly.refinement import guided, harmonised, stitched
 from anodiff.anomaly.settings import DetectorSettings, Harmonise, Stitch
+from anodiff.anomaly.trajectory import estimates
 from anodiff.diffusion import (
     SAMPLERS,
     NoiseSchedule,
@@ -27,6 +28,10 @@ from anodiff.diffusion import (
     sample_noise,
     step_grid,
 )
+from anodiff.engine.device import to_device
+
+#: values of images x levels x draws beyond which the levels are noised one after the other
+VALUES_AT_ONCE = 1 << 25
 
 DenoiserFn = Callable[[Tensor, Tensor], Tensor]
 
@@ -42,6 +47,7 @@ def reconstruct(
     keys: Tensor,
     settings: DetectorSettings,
     schedule: NoiseSchedule | None = None,
+    levels: Sequence[int] | None = None,
 ) -> Tensor:
     """What the denoiser makes of each image from each start level, averaged over draws; -> (L, N, C, *S).
 
@@ -50,20 +56,24 @@ def reconstruct(
 
     images (N, C, *S) in [-1, 1]; keys (N,) int64 on the same device, see :func:`anodiff.diffusion.image_keys`.
     ``settings`` must be resolved (no "model" noise). ``schedule`` gives the steps of a "step" grid; vp-linear with T
-    = 1000 where it is absent or not variance-preserving.
+    = 1000 where it is absent or not variance-preserving. ``levels``: numbers of those that are wanted, by default all;
+    each has the same bits alone.
 
     Raises:
         ConfigError: a chain that the schedule cannot hold, or a refinement by a denoiser without features.
     """
     if settings.refine is not None:
         return _refined(denoiser, images, keys, settings, schedule)
-    if settings.sampler == "one-step":
-        every = list(range(len(settings.levels)))
-        # The rows of all levels of a volume at once would not fit into memory.
-        parts = [every] if images.ndim < 5 else [[level] for level in every]
-        found = [_one_step(denoiser, images, keys, settings, levels) for levels in parts]
+    every = list(range(len(settings.levels)) if levels is None else levels)
+    if settings.trajectory != "each":
+        found = [_one_trajectory(denoiser, images, keys, settings)[every]]
+    elif settings.sampler == "one-step":
+        # The rows of all levels of a volume, or of a large image, at once would not fit into memory.
+        large = images.ndim > 4 or images.numel() * len(every) * settings.draws > VALUES_AT_ONCE
+        parts = [[level] for level in every] if large else [every]
+        found = [_one_step(denoiser, images, keys, settings, part) for part in parts]
     else:
-        found = [_chain(denoiser, images, keys, settings, level, schedule) for level in range(len(settings.levels))]
+        found = [_chain(denoiser, images, keys, settings, level, schedule) for level in every]
     return _mean(torch.cat(found)) if settings.fusion == "images" else torch.cat(found)
 
 
@@ -95,7 +105,7 @@ def _noise(settings: DetectorSettings, images: Tensor, keys: Tensor, levels: lis
     count, pairs = len(levels), settings.pairs
     if settings.noise == "none":
         return images.new_zeros(len(keys), count, 1, 1, *images.shape[1:])
-    level = torch.tensor(levels, device=keys.device).repeat_interleave(pairs)
+    level = to_device(torch.tensor(levels), keys.device).repeat_interleave(pairs)
     draw = torch.arange(pairs, device=keys.device).mul(CHAIN_DRAWS).add(step).repeat(count)
     noise = sample_noise(
         settings.noise,
@@ -154,6 +164,22 @@ def _chain(
     options = _options(settings)
     end = SAMPLERS[settings.sampler](denoiser, start.flatten(0, 4), grid, source, callback, **options)
     return _join(end.reshape(start.shape), boxes)
+
+
+def _one_trajectory(denoiser: DenoiserFn, images: Tensor, keys: Tensor, settings: DetectorSettings) -> Tensor:
+    """All levels read on one trajectory; rows are images x pairs x signs. -> (L, N, C, *S)."""
+    highest = max(settings.levels)
+    boxes = tiling(settings, tuple(images.shape[2:]), images.device)
+    clean = _as_rows(images)
+    noise = _noise(settings, images, keys, [settings.levels.index(highest)], 0)
+    start = _within(boxes, clean.squeeze(4) + highest * noise, clean)
+    as_rows = clean.expand(start.shape).flatten(0, 4)
+    denoiser = _beside(denoiser, as_rows)
+    if settings.guidance:
+        denoiser = guided(denoiser, as_rows, settings.guidance)
+    lowest = min(SIGMA_END, min(settings.levels) / 4)
+    read = estimates(denoiser, start.flatten(0, 4), settings, lowest)
+    return torch.cat([_join(level.reshape(start.shape), boxes) for level in read])
 
 
 def _refined(

@@ -44,22 +44,40 @@ class NormalsPart:
 
     def halves(self, seed: int) -> tuple[NormalsPart, NormalsPart]:
         """Two group-disjoint parts of about equal size. Raises DataError where there is one group only."""
-        distinct = len(set(self.groups))
-        if distinct < 2:
-            raise DataError(
-                f"calibration: expected normals of at least 2 groups for two disjoint parts, found {distinct}"
-            )
-        parts = assign_parts(self.groups, [1.0, 1.0], seed)
-        first, second = (self._take([i for i, part in enumerate(parts) if part == k]) for k in (0, 1))
+        first, second = (self._take(rows) for rows in two_parts(self.groups, seed))
         return first, second
 
     def _take(self, index: list[int]) -> NormalsPart:
         inside = None if self.foreground is None else self.foreground[index]
         return NormalsPart(self.images[index], [self.groups[i] for i in index], inside)
 
+    def units(self, unit: str) -> int:
+        """How many images, or groups where that is the ``unit``."""
+        return len(set(self.groups)) if unit == "group" else len(self.images)
+
     def counts(self, name: str) -> dict[str, int]:
         """What a calibration says of its part ``name``."""
         return {f"{name}_images": len(self.images), f"{name}_groups": len(set(self.groups))}
+
+
+def two_parts(groups: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
+    """Rows of two group-disjoint parts of about equal size. Raises DataError where there is one group only."""
+    distinct = len(set(groups))
+    if distinct < 2:
+        raise DataError(f"calibration: expected normals of at least 2 groups for two disjoint parts, found {distinct}")
+    parts = assign_parts(groups, [1.0, 1.0], seed)
+    first, second = ([i for i, part in enumerate(parts) if part == k] for k in (0, 1))
+    return first, second
+
+
+def refuse_shared(fitting: Sequence[str], deciding: Sequence[str]) -> None:
+    """Raises DataError where a group is in both parts of a calibration."""
+    shared = set(fitting) & set(deciding)
+    if shared:
+        raise DataError(
+            "calibration: expected groups that are in one part only, found "
+            f"{len(shared)} in both, {min(shared)!r} first"
+        )
 
 
 def check_images(images: Tensor, foreground: Tensor | None) -> None:

@@ -21,8 +21,10 @@ class DetectionResult:
         reconstructions: (N, C, *S) float32, the mean over start levels of what the model makes of the image; of a
             refined chain its end.
         threshold: of the scores; None where there is no calibration or too few normals.
-        nfe: denoiser calls an image.
+        nfe: denoiser calls an image, of one that does not leave early.
         notes: sentences for the user: not calibrated, or too few normals for a threshold.
+        left_early: (N,) bool, who was decided on by the first level alone; None without early exit.
+        calls: (N,) int64, denoiser calls of each image where some left early; else None, all cost ``nfe``.
         pixel_quantiles: values of normal pixels by their share, for a colour scale; None where not calibrated.
     """
 
@@ -35,6 +37,8 @@ class DetectionResult:
     nfe: int
     notes: tuple[str, ...] = ()
     pixel_quantiles: dict[float, float] | None = None
+    left_early: Tensor | None = None
+    calls: Tensor | None = None
 
     def show(self, images: Tensor | None = None) -> Any:
         """A figure, or sliders in a notebook; over ``images`` where given. See :func:`anodiff.visualize.show.show`."""

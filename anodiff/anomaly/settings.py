@@ -90,6 +90,9 @@ class DetectorSettings(BaseModel):
         sampler: "one-step" (one call, the denoiser's mean) or a chain of ``steps`` steps from each level down to 0.
         grid: spacing of a chain's levels; "step" takes steps of the DDPM table of the model (vp-linear where it has
             none).
+        trajectory: "each" level has its chain; "shared": one deterministic chain from the highest level, "inverted":
+            one inversion from the clean image up to it, on which each level's estimate is read, see
+            :mod:`anodiff.anomaly.trajectory`; ``steps`` are then those of all levels together.
         variance: of an ancestral chain.
         guidance: weight by which a chain is pulled towards the image (DDAD, methods 5.7); 0 = not at all.
         refine: what a chain does with its own intermediate result, :class:`Harmonise` or :class:`Stitch`; needs one
@@ -109,7 +112,8 @@ class DetectorSettings(BaseModel):
         fusion of the levels ("images": their reconstructions are averaged before they are compared), smooth_px:
             standard deviation of the final smoothing (px on the model grid).
         limits: the fused map is kept within them before it is smoothed, so that a bright speck does not become a blob
-            and a dark rim does not take from the lesion beside it; in standard deviations of normal error.
+            and a dark rim does not take from the lesion beside it; in standard deviations of normal error. The upper
+            one may be None: [0, None] counts excess alone.
         reduction, topk: of the map to a score; ``topk`` is a share of the foreground.
         foreground: use the foreground mask where one is given (statistics, smoothing, score, pixel thresholds).
     """
@@ -126,6 +130,7 @@ class DetectorSettings(BaseModel):
     sampler: Literal["one-step", "ancestral", "ddim", "dpmpp", "heun"] = "one-step"
     steps: Count = 1
     grid: Literal["karras", "log", "step"] = "karras"
+    trajectory: Literal["each", "shared", "inverted"] = "each"
     variance: Literal["small", "large"] = "small"
     guidance: Annotated[float, Field(ge=0, le=100)] = 0.0
     refine: Annotated[Harmonise | Stitch, Field(discriminator="kind")] | None = None
@@ -136,7 +141,7 @@ class DetectorSettings(BaseModel):
     scale_floor: Annotated[float, Field(ge=0, le=100)] = 0.35
     fusion: Fusion = "mean"
     smooth_px: Pixels = 0.0
-    limits: tuple[Finite, Finite] | None = None
+    limits: tuple[Finite, Finite | None] | None = None
     reduction: Reduction = "topk"
     topk: Annotated[float, Field(gt=0, le=1)] = 0.005
     foreground: bool = True
@@ -151,12 +156,14 @@ class DetectorSettings(BaseModel):
             raise ValueError(f"box belongs to where = 'boxes', found where = {self.where!r}")
         if self.noise == "none":
             self._without_noise()
-        if self.limits is not None and self.limits[0] >= self.limits[1]:
+        if self.limits is not None and self.limits[1] is not None and self.limits[0] >= self.limits[1]:
             raise ValueError(f"limits are [low, high] with low below high, found {list(self.limits)}")
         if self.guidance and self.sampler == "one-step":
             raise ValueError("guidance pulls a chain: expected a sampler for one, found 'one-step'")
         if self.refine is not None:
             self._refined(self.refine)
+        if self.trajectory != "each":
+            self._one_trajectory()
         stitched = isinstance(self.refine, Stitch)
         if stitched != (self.residual == "features-stitched"):
             raise ValueError(
@@ -199,6 +206,31 @@ class DetectorSettings(BaseModel):
                 f"found {self.where!r} and {self.sampler!r}"
             )
 
+    def _one_trajectory(self) -> None:
+        """A deterministic chain of all pixels with a step for each of several levels."""
+        name, inverted = f"trajectory {self.trajectory!r}", self.trajectory == "inverted"
+        samplers = ("ddim", "heun") if inverted else ("ddim", "dpmpp", "heun")
+        if self.sampler not in samplers:
+            raise ValueError(
+                f"{name} is deterministic: expected sampler {' or '.join(samplers)}, found {self.sampler!r}"
+            )
+        if self.where != "all" or self.refine is not None or self.grid == "step":
+            raise ValueError(
+                f"{name} runs over all pixels and through the levels themselves: expected where = 'all', no refine and "
+                f"grid 'karras' or 'log', found {self.where!r}, {'one' if self.refine else 'none'} and {self.grid!r}"
+            )
+        if len(set(self.levels)) != len(self.levels) or len(self.levels) < 2:
+            raise ValueError(f"{name} serves several levels: expected 2 or more, all different, found {self.levels}")
+        fewest = len(self.levels) + inverted
+        if self.steps < fewest:
+            start = " and one for its start" if inverted else ""
+            raise ValueError(f"{name} has a step for each level{start}: expected steps >= {fewest}, found {self.steps}")
+        if inverted and (self.noise != "none" or self.guidance):
+            raise ValueError(
+                f"{name} starts at the clean image: expected noise 'none' and no guidance, found {self.noise!r} and "
+                f"{self.guidance:g}"
+            )
+
     @property
     def draws(self) -> int:
         """Reconstructions that are averaged at each level."""
@@ -220,7 +252,8 @@ class DetectorSettings(BaseModel):
         calls = 1 if self.sampler == "one-step" else nfe(self.sampler, self.steps)
         features = 1 + (1 if isinstance(self.refine, Stitch) else self.reconstructions)
         looks = features if self.residual.startswith("features") else 0
-        return len(self.levels) * self.draws * boxes * calls + looks + self._refinement_calls
+        chains = len(self.levels) if self.trajectory == "each" else 1
+        return chains * self.draws * boxes * calls + looks + self._refinement_calls
 
     @property
     def _refinement_calls(self) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -74,6 +74,12 @@ class Moments:
         for image in values.unbind(dim=1):
             self.total += image
             self.square += image * image
+
+    def anywhere(self) -> Moments:
+        """The sums over all places, (L, 1, ...): all that images of several sizes have in common."""
+        axes = tuple(range(1, self.total.ndim))
+        count = self.count.sum().reshape((1,) * self.count.ndim)
+        return Moments(count, self.total.sum(dim=axes, keepdim=True), self.square.sum(dim=axes, keepdim=True))
 
     @classmethod
     def sum_of(cls, parts: Iterable[Moments]) -> Moments:
@@ -153,6 +159,16 @@ class Standardisation:
         """z = (e - location) / scale; (L, N, *S) -> (L, N, *S)."""
         location, scale = self.location.to(errors.device), self.scale.to(errors.device)
         return (errors - location.unsqueeze(1)) / scale.unsqueeze(1)
+
+    def fits(self, size: Sequence[int]) -> bool:
+        """Whether images of spatial ``size`` have its grid: each side that of the normals, or any."""
+        own = self.location.shape[1:]
+        return len(own) == len(size) and all(mine in (1, side) for mine, side in zip(own, size, strict=True))
+
+    def of_level(self, level: int) -> Standardisation:
+        """That of one level alone, for its errors (1, N, *S)."""
+        one = slice(level, level + 1)
+        return replace(self, location=self.location[one], scale=self.scale[one])
 
 
 def fit_standardisation(

@@ -146,6 +146,11 @@ def tune(
     name, present = resolve(base, getattr(model, "config", None))
     if present.refine is not None or present.fusion == "images" or present.error_maps != len(present.levels):
         raise ConfigError(f"tune: expected a preset with one error map a level, found {name!r} with others")
+    if present.trajectory != "each":
+        raise ConfigError(
+            f"tune: expected a preset whose levels are reconstructed one by one, found {name!r} with trajectory "
+            f"{present.trajectory!r}"
+        )
     normals, fit = _parts(normals, fit, seed)
     wanted = tuple(dict.fromkeys(kinds_for(present.polarity) if kinds is None else kinds))
     grid = level_grid(present.levels, LEVELS if levels is None else levels)

@@ -202,7 +202,9 @@ class ErrorCache:
         family = self._families[settings.noise]
         folds = family.moments[settings.residual]
         rows = [family.levels.index(level) for level in settings.levels]
-        key = (settings.noise, settings.residual, settings.standardise, settings.map_px, tuple(rows))
+        key = (
+            settings.noise, settings.residual, settings.standardise, settings.map_px, settings.scale_floor, tuple(rows)
+        )  # fmt: skip
         if key not in self._fitted:
             own = [Moments(fold.count, fold.total[rows], fold.square[rows]) for fold in folds]
             self._fitted[key] = fit_standardisation(own, settings.standardise, settings.map_px, settings.scale_floor)

@@ -12,6 +12,8 @@ FROM_DIFFERENCE = ("signed", "squared", "absolute")
 SMOOTHINGS = (0.0, 1.0, 1.5, 2.5, 4.0, 6.0)
 #: widths are at most this share of the image's shortest side: a wider one leaves nothing of a small image
 WIDEST = 1 / 8
+#: shares of a level's overall scale that are added to the local one
+SCALE_FLOORS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
 #: (reduction, topk)
 REDUCTIONS: tuple[tuple[Reduction, float], ...] = (
     ("mean", 0.005),

@@ -53,6 +53,7 @@ class _Seen:
     modalities: list[str] = field(default_factory=list)
     spacings: list[tuple[float, ...]] = field(default_factory=list)
     raw: list[dict[str, float]] = field(default_factory=list)
+    given: list[bool] = field(default_factory=list)
 
     def add(self, result: VolumeResult, volume: Volume, group: str, spacing: tuple[float, ...], most: int) -> None:
         """Takes in one volume; at most ``most`` of its voxels, evenly spread."""
@@ -64,6 +65,7 @@ class _Seen:
         self.modalities.append(volume.modality)
         self.spacings.append(spacing)
         self.raw.append(raw_values(volume))
+        self.given.append(volume.foreground is not None)
 
 
 def fit_volumes(
@@ -112,7 +114,7 @@ def fit_volumes(
         torch.tensor(seen.scores, dtype=torch.float64),
         torch.cat(seen.voxels),
         detector.config.model_dump(mode="json"),
-        Origin.of(seen.modalities, seen.spacings, seen.raw),
+        Origin.of(seen.modalities, seen.spacings, seen.raw, sum(seen.given) / len(seen.given)),
     )
     detector.detector.calibration = calibration
     return calibration, tuple(dict.fromkeys(failed))
@@ -298,5 +300,6 @@ def _with_slices(
         counts={**counts, "threshold_images": len(seen.groups), "threshold_groups": len(set(seen.groups))},
         precision=inner.denoiser.precision,
         preprocess=inner._preprocess,
+        windows=inner.window_settings,
     )
     return VolumeCalibration(**vars(plain))

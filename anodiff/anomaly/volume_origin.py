@@ -50,16 +50,21 @@ class Origin:
     """What the normals were: modalities ("" where none is known), and native spacing in the model's orientation.
 
     spacing_mm: lowest and highest along i, j and k. values: by name of `raw_values` the lowest and highest; empty where
-    they are not known.
+    they are not known. given: share of them whose foreground was made elsewhere.
     """
 
     modalities: tuple[str, ...] = ()
     spacing_mm: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     values: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    given: float = 0.0
 
     @classmethod
     def of(
-        cls, modalities: Sequence[str], spacings: Sequence[Sequence[float]], values: Sequence[Values] = ()
+        cls,
+        modalities: Sequence[str],
+        spacings: Sequence[Sequence[float]],
+        values: Sequence[Values] = (),
+        given: float = 0.0,
     ) -> Origin:
         """The origin of a set of volumes."""
         if not spacings:
@@ -69,14 +74,26 @@ class Origin:
             name: (min(each[name] for each in values), max(each[name] for each in values))
             for name in (values[0] if values else ())
         }
-        return cls(tuple(sorted(set(modalities))), (tuple(map(min, along)), tuple(map(max, along))), ranges)
+        return cls(tuple(sorted(set(modalities))), (tuple(map(min, along)), tuple(map(max, along))), ranges, given)
 
     def remarks(self, volume: Volume, orientation: str | None) -> tuple[str, ...]:
         """The `doubts` about a volume, for a model of this orientation. Raises InputError for another modality."""
         foreign = self.foreign_modality(volume.modality)
         if foreign:
             raise InputError(f"{volume.path}: {foreign}")
-        return self.doubts(volume.modality, native_spacing(volume, orientation), raw_values(volume))
+        found = self.doubts(volume.modality, native_spacing(volume, orientation), raw_values(volume))
+        foreground = self.foreign_foreground(volume.foreground is not None)
+        return found if foreground is None else (*found, foreground)
+
+    def foreign_foreground(self, given: bool) -> str | None:
+        """A sentence where a foreground is given and those of all normals were estimated, or the other way about."""
+        if (given and self.given == 0) or (not given and self.given == 1):
+            this, theirs = ("given", "estimated") if given else ("estimated", "given")
+            return (
+                f"its foreground is {this}, where those of the model's normal volumes were {theirs}: its intensities "
+                "and what is looked at may differ for that reason alone"
+            )
+        return None
 
     def foreign_modality(self, modality: str) -> str | None:
         """Half a sentence where a volume is of a modality that no normal was; None where one of both is unknown."""
@@ -142,16 +159,18 @@ class Origin:
             "modalities": list(self.modalities),
             "spacing_mm": None if self.spacing_mm is None else [list(end) for end in self.spacing_mm],
             "values": {name: list(ends) for name, ends in self.values.items()},
+            "given": self.given,
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Origin:
-        """The inverse of `to_json`; older files know nothing of raw values."""
+        """The inverse of `to_json`; older files know nothing of raw values, nor of foregrounds that were given."""
         spacing = values["spacing_mm"]
         return cls(
             tuple(values["modalities"]),
             None if spacing is None else (tuple(spacing[0]), tuple(spacing[1])),
             {name: (float(low), float(high)) for name, (low, high) in values.get("values", {}).items()},
+            float(values.get("given", 0.0)),
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,10 @@ from anodiff.anomaly.calibration import Calibration
 from anodiff.anomaly.detector import AnomalyDetector
 from anodiff.anomaly.settings import DetectorSettings
 from anodiff.anomaly.volume_calibration import SLICE_FREE_KEYS, VolumeCalibration
+from anodiff.anomaly.volume_steps import CountedDenoiser, OnVolumeStep, Told, counter
 from anodiff.config import VolumeConfig
 from anodiff.data.volumes.preprocess import PreparedVolume
+from anodiff.data.volumes.read import Foreground, with_given
 from anodiff.data.volumes.slices import VolumeSlicer
 from anodiff.data.volumes.volume import Volume
 from anodiff.engine.windows import WindowDenoiser
@@ -37,7 +39,7 @@ class SliceScore:
     p_value: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class VolumeResult:
     """What the detector says of one volume, on the model's grid.
 
@@ -51,6 +53,7 @@ class VolumeResult:
         slices: what is known of each slice.
         nfe: denoiser calls of this volume.
         remarks: sentences on what was not scored as asked.
+        voxel_quantiles: values of normal voxels by their share, for a colour scale; None where not calibrated.
     """
 
     map: np.ndarray
@@ -61,6 +64,26 @@ class VolumeResult:
     slices: tuple[SliceScore, ...]
     nfe: int
     remarks: tuple[str, ...] = ()
+    voxel_quantiles: dict[float, float] | None = None
+
+    def __repr__(self) -> str:
+        shape = " x ".join(str(side) for side in self.map.shape)
+        p_value = "not calibrated" if self.p_value is None else f"p-value {self.p_value:.3g}"
+        decided = {None: "not decided", True: "anomalous", False: "normal"}[self.is_anomalous]
+        said = [f"map {shape}", f"score {self.score:.4g}", p_value, decided]
+        if self.voxel_quantiles is not None:
+            above = int(((self.map > self.voxel_quantiles[0.99]) & self.inside).sum())
+            said.append(f"{above:,} of {int(self.inside.sum()):,} foreground voxels above the voxel threshold")
+        said.append(f"{len(self.slices)} slices")
+        said += [f"remarks: {len(self.remarks)}"] if self.remarks else []
+        return f"VolumeResult({', '.join(said)})"
+
+    def show(self, image: Tensor | None = None, axis: int | None = None) -> Any:
+        """A figure, or a slider in a notebook, over the slices across ``axis``; over ``image`` (C, I, J, K), that of
+        the prepared volume, where given. See :func:`anodiff.visualize.show.show_volume`."""
+        from anodiff.visualize.show import show_volume
+
+        return show_volume(self, image, axis)
 
 
 class SliceDetector(AnomalyDetector):
@@ -75,10 +98,21 @@ class SliceDetector(AnomalyDetector):
         channels = model.config.preprocess.channels
         self._middle = slice(volume.neighbours * channels, (volume.neighbours + 1) * channels)
         self._alone = volume.neighbours == 0
+        self.told: Told | None = None
         if not self._alone and self.settings.residual.startswith("features"):
             raise ConfigError(
                 f"residual {self.settings.residual!r} compares all slices at once: expected another with neighbours"
             )
+
+    def chunks(
+        self, images: Tensor, foreground: Tensor | None, most: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """See `AnomalyDetector.chunks`; no more at once than the network sees, so that each batch can be told of."""
+        at_once = self.denoiser.network_batch
+        for part, inside in super().chunks(images, foreground, min(most or at_once, at_once)):
+            yield part, inside
+            if self.told is not None:
+                self.told(len(part))
 
     @torch.no_grad()
     def errors(self, images: Tensor, reconstructions: Tensor) -> Tensor:
@@ -97,8 +131,9 @@ class PatchDetector(AnomalyDetector):
         if self.settings.residual.startswith("features"):
             raise ConfigError(f"residual {self.settings.residual!r} needs the whole volume at once: expected another")
         # It stands where the network did: the base class asks it for nothing else.
-        self.windows = WindowDenoiser(self.denoiser, volume.patch, volume.overlap)
-        self.denoiser = self.windows  # type: ignore[assignment]
+        self.counted = CountedDenoiser(self.denoiser)
+        self.windows = WindowDenoiser(self.counted, volume.patch, volume.overlap)
+        self.denoiser = self.windows
 
 
 class VolumeDetector:
@@ -110,6 +145,7 @@ class VolumeDetector:
 
     Attributes:
         config: the recipe's section on volumes. detector: what scores slices, or whole volumes. slicer: prepares them.
+        on_step: called after each batch of slices or windows with a `VolumeStep`; None: nobody.
 
     Raises:
         ConfigError: see `AnomalyDetector`; a residual that needs what slices or windows do not give.
@@ -120,6 +156,7 @@ class VolumeDetector:
         kind = PatchDetector if self.config.mode == "patches" else SliceDetector
         self.detector: AnomalyDetector = kind(model, preset, **options)
         self.slicer = VolumeSlicer(model.config.preprocess, self.config)
+        self.on_step: OnVolumeStep | None = None
 
     @property
     def name(self) -> str:
@@ -201,9 +238,12 @@ class VolumeDetector:
             )
         return notes if found.volume_message is None else (*notes, found.volume_message)
 
-    def prepare(self, volume: Volume) -> PreparedVolume:
-        """The volume on the model's grid. Raises InputError, see `VolumeSlicer.prepare`."""
-        return self.slicer.prepare(volume)
+    def prepare(self, volume: Volume, foreground: Foreground = None) -> PreparedVolume:
+        """The volume on the model's grid; ``foreground``: a file, or bool (I, J, K) like the volume, such as a brain.
+
+        Raises InputError, see `VolumeSlicer.prepare` and `anodiff.data.volumes.with_given`.
+        """
+        return self.slicer.prepare(with_given(volume, foreground))
 
     def doubts(self, volume: Volume) -> tuple[str, ...]:
         """Sentences on what is unlike the normal volumes of the calibration; none without one on volumes.
@@ -233,7 +273,8 @@ class VolumeDetector:
         if calibration is not None:
             p_value = calibration.volume_p_value(score)
             decided = None if calibration.volume_threshold is None else score > calibration.volume_threshold
-        return VolumeResult(found, inside, score, p_value, decided, tuple(slices), calls, remarks)
+        quantiles = self.voxel_quantiles
+        return VolumeResult(found, inside, score, p_value, decided, tuple(slices), calls, remarks, quantiles)
 
     def _sliced(
         self, prepared: PreparedVolume, volume: Volume | None
@@ -252,7 +293,10 @@ class VolumeDetector:
             stack = self.slicer.cut(prepared, axis, volume)
             if not len(stack):
                 continue
+            assert isinstance(self.detector, SliceDetector)
+            self.detector.told = counter(self.on_step, len(stack), axis)
             result = self.detector(stack.images, stack.foreground)
+            self.detector.told = None
             covered = np.zeros((i, j, k), dtype=bool)
             np.moveaxis(covered, axis, 0)[list(stack.index)] = True
             own = self.slicer.inside(stack)
@@ -289,7 +333,12 @@ class VolumeDetector:
         """The map of a whole volume; scores of its slices are reductions of theirs."""
         if not bool(prepared.foreground.any()):
             raise InputError(_nothing(volume, 0))
+        assert isinstance(self.detector, PatchDetector)
+        size = prepared.image.shape[1:]
+        calls = self.settings.nfe_for(size) * self.detector.windows.count(size)
+        self.detector.counted.told = counter(self.on_step, calls)
         result = self.detector(prepared.image[None], prepared.foreground[None])
+        self.detector.counted.told = None
         found = result.maps[0].cpu()
         inside = prepared.foreground
         index, scores = slice_scores(self.detector, found, inside, self.config.min_foreground)
@@ -297,8 +346,6 @@ class VolumeDetector:
         slices = [
             SliceScore(WHOLE_AXIS, n, score, p) for n, score, p in zip(index, scores.tolist(), known, strict=True)
         ]
-        assert isinstance(self.detector, PatchDetector)
-        calls = result.nfe * self.detector.windows.count(found.shape)
         return found.numpy(), inside.numpy(), float(result.scores[0]), slices, calls
 
     def _slice_p_values(self, scores: Tensor) -> list[float | None]:

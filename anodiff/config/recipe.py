@@ -48,6 +48,8 @@ class AnodiffConfig(Section):
     def _windows_fit(self) -> AnodiffConfig:
         crop, size = self.augment.crop, self.preprocess.size
         plain = self.volume is None and self.video is None
+        if not plain and self.engine.window is not None:
+            raise ValueError("engine.window is of models of 2-D images: those of patches of volumes have volume.patch")
         if not plain and (crop is not None or self.augment.transpose or self.preprocess.resize == "none"):
             raise ValueError("augment.crop, augment.transpose and preprocess.resize none are of models of 2-D images")
         if crop is not None and (crop[0] > size[0] or crop[1] > size[1]):
@@ -108,6 +110,11 @@ class AnodiffConfig(Section):
                 f"diffusion.given image is for images and volumes and network.kind unet or dit, found {found}"
             )
         return self
+
+    @property
+    def any_size(self) -> bool:
+        """Whether images of any size are scored: nothing is resized, and the network sees a window at a time."""
+        return self.preprocess.resize == "none" and self.engine.window is not None
 
     @property
     def network_channels(self) -> int:

@@ -76,7 +76,8 @@ class PreprocessConfig(Section):
     channels: Annotated[int, Field(ge=1, le=16)] = 1
     channel: Annotated[int, Field(ge=0)] | None = None
     size: tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] = (128, 128)
-    #: ``none``: pixel for pixel, for training and scoring of ``size`` alone, in restoration of any size
+    #: ``none``: pixel for pixel, for training of ``size`` alone, in restoration of any size, as in scoring with
+    #: ``engine.window``
     resize: Literal["stretch", "pad", "none"] = "pad"
     intensity: IntensityConfig = IntensityConfig()
     #: the values that mean black and white, whatever the data type; None: the type's own range
@@ -298,3 +299,8 @@ class EngineConfig(Section):
     compiled: bool = False
     #: GiB that one internal batch may take beside the weights; it is made smaller where it needs more
     max_memory: Positive | None = None
+    #: height and width of what the network sees of an image at once: overlapping windows, whose estimates are averaged
+    #: inside the sampling loop; with ``preprocess.resize: none`` images may then have any size. null: the whole image
+    window: tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] | None = None
+    #: share of a window that its neighbour covers too
+    overlap: Annotated[float, Field(ge=0, le=0.9)] = 0.5

@@ -102,8 +102,7 @@ class _Rows:
 
     def __init__(self, keys: Tensor, level: int | Tensor, draw: int | Tensor) -> None:
         self.keys = keys.to(torch.int64)
-        self.level = torch.as_tensor(level, dtype=torch.int64, device=keys.device).expand(keys.shape[0])
-        self.draw = torch.as_tensor(draw, dtype=torch.int64, device=keys.device).expand(keys.shape[0])
+        self.level, self.draw = (_counters(each, self.keys) for each in (level, draw))
 
     def __len__(self) -> int:
         return self.keys.shape[0]
@@ -114,6 +113,12 @@ class _Rows:
         counter = (position, plane, self.draw[rows].view(shape), self.level[rows].view(shape) | stream << 24)
         low, high = split_key(self.keys[rows])
         return philox(counter, (low.view(shape), high.view(shape)))
+
+
+def _counters(value: int | Tensor, keys: Tensor) -> Tensor:
+    """(N,) int64 on the keys' device; a number is filled in there, since the host would wait while it is copied."""
+    there = value if isinstance(value, Tensor) else torch.full((), value, dtype=torch.int64, device=keys.device)
+    return there.to(keys.device, torch.int64).expand(keys.shape[0])
 
 
 def _gaussian(rows: _Rows, channels: int, spatial: tuple[int, ...], start: tuple[int, ...], stream: int) -> Tensor:

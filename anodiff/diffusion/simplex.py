@@ -106,13 +106,20 @@ def tile_geometry(start: tuple[int, ...], size: tuple[int, ...], device: torch.d
         )
 
 
+@lru_cache(maxsize=8)
+def _gradients(device: torch.device) -> Tensor:
+    """(3, G) float32 on a device, copied there once."""
+    with torch.inference_mode(False):
+        return torch.tensor(_GRADIENTS, dtype=torch.float32, device=device).t().contiguous()
+
+
 def coefficients(tile: Tile, words: Callable[[slice], Words], count: int) -> Tensor:
     """(12 B, R) float32 gradient components of R = ``count`` fields, hashed a few blocks at a time.
 
     words: the four words, each int64 of 32 bits (b, ...) with R values a block, of a slice of the tile's blocks.
     """
     device, blocks = tile.position.device, tile.position.shape[0]
-    table = torch.tensor(_GRADIENTS, dtype=torch.float32, device=device).t().contiguous()
+    table = _gradients(device)
     components = torch.empty(3, 4, blocks, count, device=device)
     at_once = CPU_HASHES * torch.get_num_threads() if device.type == "cpu" else OTHER_HASHES
     step = max(1, at_once // max(1, count))

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, cast
 
 import torch
+from torch import Tensor
 
 from anodiff.errors import ConfigError
 
@@ -57,6 +58,17 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     if precision == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
+
+
+def to_device(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """The values on the device, as they are where they are there already; nothing on the host waits for the copy.
+
+    From the host to a GPU they go through pinned memory (a copy from any other makes the host wait until the GPU has
+    done all it was given before), and their type is changed there, so that uint8 travels as uint8.
+    """
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory().to(device, non_blocking=True)
+    return values.to(device, dtype or values.dtype)
 
 
 def describe(device: torch.device, precision: Precision) -> dict[str, str]:

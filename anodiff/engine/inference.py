@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from anodiff.engine.compiling import compile_network
-from anodiff.engine.device import autocast, resolve_device, resolve_precision
+from anodiff.engine.device import autocast, describe, resolve_device, resolve_precision, to_device
 from anodiff.engine.memory import peak_bytes
 from anodiff.errors import ConfigError
 
@@ -95,6 +95,14 @@ class InferenceDenoiser:
         return torch.cat([piece.float() for piece in pieces]) if pieces else torch.empty_like(x, device=self.device)
 
     @property
+    def sentence(self) -> str:
+        """All that was decided for the device at hand, on one line."""
+        place = describe(self.device, self.precision)
+        how = "compiled" if self.compiled else "not compiled"
+        rows = f"{self.network_batch} rows at once"
+        return f"{place['device']} ({place['name']}), {self.precision}, channels last, {how}, {rows}"
+
+    @property
     def sees_image(self) -> bool:
         """Whether each call needs the noise-free image as its context, see `Denoiser`."""
         return bool(getattr(self.denoiser, "sees_image", False))
@@ -130,11 +138,11 @@ class InferenceDenoiser:
         label: Tensor | None = None,
     ) -> list[Any]:
         rows = x.shape[0]
-        x = x.to(self.device, torch.float32)
-        level = torch.as_tensor(sigma, dtype=torch.float32).to(self.device).expand(rows)
-        rest = () if context is None else (context.to(self.device, torch.float32),)
+        x = to_device(x, self.device, torch.float32)
+        level = to_device(torch.as_tensor(sigma, dtype=torch.float32), self.device).expand(rows)
+        rest = () if context is None else (to_device(context, self.device, torch.float32),)
         if label is not None:
-            function, rest = partial(_with_label, function), (*rest, label.to(self.device))
+            function, rest = partial(_with_label, function), (*rest, to_device(label, self.device))
         self.calls += rows
         if self.max_memory is not None and rows:
             self._bound(self.max_memory, function, x, level, *rest)

@@ -7,19 +7,17 @@ bounded, one bad input costs one failed row, and the store makes the run resumab
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
-import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from types import FrameType
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from anodiff.engine.progress import Progress
+from anodiff.engine.stopping import Stop, Stopped
 from anodiff.engine.store import Item
 from anodiff.errors import AnodiffError, ConfigError, ModelFileError, StorageError
 from anodiff.files import storage_errors
@@ -29,12 +27,6 @@ Computed = TypeVar("Computed")
 
 NAMED = 3  # failures that a summary names
 RUN_ENDING = (StorageError, ConfigError, ModelFileError)  # these are about the run, never about one input
-
-_STOPPING = b"\nstopping after what is in hand; the same command goes on from there (Ctrl-C again stops at once)\n"
-
-
-class Stopped(BaseException):
-    """Raised in `Job.compute` when the run was asked to stop: the batch is left undone, as if never begun."""
 
 
 class Job(Protocol[Loaded, Computed]):
@@ -72,9 +64,13 @@ class Summary:
         resumed: rows that an earlier run had finished.
         seconds: wall time of this run.
         images_per_second: inputs finished by this run per second of wall time.
-        device_busy_share: share of the wall time spent in `compute`, the rest is waiting for reading and writing.
+        device_busy_share: share of the wall time spent in `compute`: the network and what is done around it on the
+            device (noise, comparison, maps); the rest is waiting for reading and writing. Where the device is a CPU it
+            says nothing of what the other threads take from it: `beside_share` does.
         interrupted: the run was asked to stop before its end.
         failures: a sentence for each input that failed in this run, with its path, in the order of the items.
+        processor_seconds: processor time of the process during this run, all threads together.
+        beside_seconds: of it, what was spent beside `compute`: reading, writing, recording and feeding.
     """
 
     ok: int
@@ -86,6 +82,22 @@ class Summary:
     device_busy_share: float
     interrupted: bool
     failures: tuple[str, ...] = ()
+    processor_seconds: float = 0.0
+    beside_seconds: float = 0.0
+
+    @property
+    def beside_share(self) -> float | None:
+        """Share of the processor time spent beside `compute`; None where it was not measured."""
+        return min(1.0, self.beside_seconds / self.processor_seconds) if self.processor_seconds > 0 else None
+
+    def with_whole(self, processor_seconds: float) -> Summary:
+        """The same of a whole job that took so much processor time: start and report count as beside."""
+        more = max(0.0, processor_seconds - self.processor_seconds)
+        return replace(
+            self,
+            processor_seconds=self.processor_seconds + more,
+            beside_seconds=self.beside_seconds + more,
+        )
 
     @property
     def exit_code(self) -> int:
@@ -101,6 +113,8 @@ class Summary:
         parts += [f"{self.skipped} skipped"] if self.skipped else []
         parts += [f"{self.resumed} of them from an earlier run"] if self.resumed else []
         speed = f"{self.images_per_second:.3g} {unit}/s end to end, device busy {self.device_busy_share:.0%}"
+        if self.beside_share is not None:
+            speed += f", {self.beside_share:.0%} of processor time spent starting, reading and writing"
         if self.resumed and not self.images_per_second:
             speed = "nothing was computed in this run"
         return "\n".join([*lines, f"{', '.join(parts)}; {speed}{'; interrupted' if self.interrupted else ''}"])
@@ -120,8 +134,9 @@ def run_job(
     """Runs `job` over `items` and records every row in `store`; items finished by an earlier run are not touched.
 
     Any exception in reading, computing or writing one item makes it a failed row. Ctrl-C and SIGTERM finish the
-    batch in hand and return an interrupted summary; a second one raises KeyboardInterrupt at once. Rows recorded so
-    far are safe in each case.
+    batch in hand and return an interrupted summary, a second one ends it without the batch (see `Stop`), so that the
+    caller writes its tables in each case; a third does not wait for the writing threads either. Rows recorded so far
+    are safe throughout.
 
     Args:
         workers: reading threads, and as many writing threads.
@@ -135,28 +150,35 @@ def run_job(
         ConfigError, ModelFileError: the job's settings cannot be honoured.
     """
     progress = progress if progress is not None else Progress(len(items), quiet=True)
-    began = time.monotonic()
+    began, processor = time.monotonic(), time.process_time()
+    beside = _Meter()
+    feeding = time.thread_time()
     done = store.begin(items)
     todo = [item for item in items if item.id not in done]
     progress.skip(len(done))
     busy = 0.0
+    stop = stop or Stop()
     with (
-        stop or Stop() as stop,
-        _Writers(job, store, progress, workers, ahead or 2 * batch_size) as writers,
+        stop,
+        stop.ending(),
+        _Writers(job, store, progress, workers, ahead or 2 * batch_size, beside) as writers,
         contextlib.closing(
-            _batches(job, todo, workers, batch_size, ahead or 2 * batch_size + workers, stop, writers)
+            _batches(job, todo, workers, batch_size, ahead or 2 * batch_size + workers, stop, writers, beside)
         ) as batches,
     ):
         for batch in batches:
             started = time.monotonic()
+            beside.add(time.thread_time() - feeding)
             try:
                 outcomes = _compute(job, [entry.loaded for entry in batch])
             except Stopped:
                 break
             finally:
                 busy += time.monotonic() - started
+                feeding = time.thread_time()
             for entry, outcome in zip(batch, outcomes, strict=True):
                 writers.put(entry.item, entry.stamp, outcome)
+    beside.add(time.thread_time() - feeding)
     seconds = max(time.monotonic() - began, 1e-9)
     counts = store.counts()
     return Summary(
@@ -167,8 +189,10 @@ def run_job(
         seconds=seconds,
         images_per_second=writers.finished / seconds,
         device_busy_share=busy / seconds,
-        interrupted=stop.asked and sum(counts.values()) < len(items),
+        interrupted=stop.insisted or (stop.asked and sum(counts.values()) < len(items)),
         failures=tuple(writers.errors[item.id] for item in todo if item.id in writers.errors),
+        processor_seconds=time.process_time() - processor,
+        beside_seconds=beside.seconds,
     )
 
 
@@ -187,6 +211,22 @@ def sentence_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+class _Meter:
+    """Processor seconds that the threads beside `compute` report.
+
+    They are told apart by thread, since what is left to `compute` is then its own thread and those of its kernels.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._lock = threading.Lock()
+
+    def add(self, seconds: float) -> None:
+        """Adds processor time of the calling thread."""
+        with self._lock:
+            self.seconds += seconds
+
+
 @dataclass(frozen=True)
 class _Read(Generic[Loaded]):
     item: Item
@@ -202,11 +242,16 @@ def _batches(
     ahead: int,
     stop: Stop,
     writers: _Writers,
+    beside: _Meter,
 ) -> Generator[list[_Read[Loaded]], None, None]:
     """Batches of read items, in order, read ahead by so many; unreadable ones go straight to the writers."""
 
     def read(item: Item) -> _Read[Loaded]:
-        return _Read(item, item.stamp, job.read(item))
+        began = time.thread_time()
+        try:
+            return _Read(item, item.stamp, job.read(item))
+        finally:
+            beside.add(time.thread_time() - began)
 
     pending: deque[tuple[Item, Future[_Read[Loaded]]]] = deque()
     waiting = deque(todo)
@@ -251,8 +296,10 @@ def _compute(job: Job[Loaded, Computed], batch: list[Loaded]) -> list[Computed |
 class _Writers:
     """Threads that write results and record their rows, fed by a bounded queue."""
 
-    def __init__(self, job: Job[Any, Any], store: Record, progress: Progress, threads: int, depth: int) -> None:
-        self._job, self._store, self._progress = job, store, progress
+    def __init__(
+        self, job: Job[Any, Any], store: Record, progress: Progress, threads: int, depth: int, beside: _Meter
+    ) -> None:
+        self._job, self._store, self._progress, self._beside = job, store, progress, beside
         self._queue: queue.Queue[tuple[Item, str, Any] | None] = queue.Queue(maxsize=depth)
         self._error: BaseException | None = None
         self._lock = threading.Lock()
@@ -281,6 +328,12 @@ class _Writers:
         self._queue.put((item, stamp, outcome))
 
     def _work(self) -> None:
+        try:
+            self._empty()
+        finally:
+            self._beside.add(time.thread_time())  # all that this thread ever took
+
+    def _empty(self) -> None:
         while (entry := self._queue.get()) is not None:
             if self._error is not None:  # keep emptying the queue, so that nobody waits for room in it
                 continue
@@ -312,27 +365,3 @@ class _Writers:
 def _full_disk(item: Item) -> Any:
     """OSErrors that escape from a job's `write` are about the output, hence about the run."""
     return storage_errors(f"the results of {item.path}")
-
-
-class Stop:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop, a second into KeyboardInterrupt (main thread only)."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Stop:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        os.write(2, _STOPPING)

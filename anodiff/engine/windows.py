@@ -11,22 +11,20 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice, product
 from types import EllipsisType
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from anodiff.engine.device import Precision
 from anodiff.errors import ConfigError
 
 Taper = Literal["hann", "linear"]
+#: what is wrapped: (x (N, C, *S), sigma (N,)) -> x0 (N, C, *S) float32; the context (N, K, *S) and, by that name, the
+#: label (N,) follow where the windows are given them
+Denoises = Callable[..., Tensor]
 #: rows that a denoiser is given at once where it names no batch of its own
 ROWS = 16
-
-
-class Denoises(Protocol):
-    """What is wrapped: (x (N, C, *S), sigma (N,), context (N, K, *S) or None) -> x0 (N, C, *S) float32."""
-
-    def __call__(self, x: Tensor, sigma: Tensor | float, context: Tensor | None = None) -> Tensor: ...
 
 
 class WindowDenoiser:
@@ -61,7 +59,7 @@ class WindowDenoiser:
         self.window = tuple(int(side) for side in window)
         self.overlap, self.taper = float(overlap), taper
         self.device: torch.device = getattr(denoiser, "device", torch.device("cpu"))
-        self.precision: str = getattr(denoiser, "precision", "fp32")
+        self.precision: Precision = getattr(denoiser, "precision", "fp32")
         self.compiled: bool = getattr(denoiser, "compiled", False)
         self.notes: list[str] = getattr(denoiser, "notes", [])
         self.sees_image: bool = getattr(denoiser, "sees_image", False)
@@ -72,12 +70,22 @@ class WindowDenoiser:
         """Windows that the inner denoiser sees at a time; it may have gone on with fewer, for want of memory."""
         return getattr(self.denoiser, "network_batch", ROWS)
 
+    @property
+    def sentence(self) -> str:
+        """All that was decided for the device at hand, and the windows, on one line."""
+        sides, inner = "x".join(map(str, self.window)), getattr(self.denoiser, "sentence", str(self.device))
+        return f"{inner}, windows of {sides} that overlap by {self.overlap:.0%} and more"
+
     def count(self, size: Sequence[int]) -> int:
         """Windows of an image of spatial ``size``."""
         return math.prod(len(starts(side, edge, self.overlap)) for side, edge in zip(size, self.window, strict=True))
 
-    def __call__(self, x: Tensor, sigma: Tensor | float, context: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, sigma: Tensor | float, context: Tensor | None = None, label: Tensor | None = None
+    ) -> Tensor:
         """x (N, C, *S), sigma scalar or (N,) -> estimate of x0, (N, C, *S) float32.
+
+        context: (N, K, *S), of which a window is shown its own part. label: (N,) int64, the class of each row.
 
         Raises ConfigError for an image of another number of spatial axes than the window.
         """
@@ -92,10 +100,12 @@ class WindowDenoiser:
         places = product(range(len(x)), product(*(range(len(plan)) for plan in plans)))
         for batch in _batches(places, self.network_batch):
             cuts = [(row, _cut(plans, numbers)) for row, numbers in batch]
+            rows = [row for row, _ in batch]
             windows = torch.stack([x[row][cut] for row, cut in cuts])
             beside = () if given is None else (torch.stack([given[row][cut] for row, cut in cuts]),)
+            told = {} if label is None else {"label": label.to(self.device)[rows]}
             self.calls += len(batch)
-            found = self.denoiser(windows, levels[[row for row, _ in batch]], *beside)
+            found = self.denoiser(windows, levels[rows], *beside, **told)
             # One after the other, in the order of the places: sums do not depend on how they were batched.
             for (row, cut), (_, numbers), estimate in zip(cuts, batch, found, strict=True):
                 weights = [plan[n][1].to(x.device) for plan, n in zip(plans, numbers, strict=True)]

@@ -18,7 +18,7 @@ from anodiff.anomaly.tuning import Tuning, _other_noise, level_grid, tune
 from anodiff.anomaly.tuning_cache import ErrorCache
 from anodiff.anomaly.tuning_measure import Measure, defined_mean, resampled_ap
 from anodiff.anomaly.tuning_noise import TrainedNoise, families, slots_of
-from anodiff.anomaly.tuning_search import Search
+from anodiff.anomaly.tuning_search import EXCESS, Search
 from anodiff.errors import ConfigError, DataError
 
 SIDE = 20
@@ -272,6 +272,35 @@ def test_forward_selection_sees_limits_as_the_detector_does(toy: Any) -> None:
     path = Search(measure, 6).forward(settings)
     assert [len(step.levels) for step, _ in path] == [1, 2, 3]
     assert [value for _, value in path] == pytest.approx([measure.value(step) for step, _ in path], abs=1e-9)
+
+
+@pytest.mark.parametrize(("standardise", "floor"), [("scalar", 0.0), ("map", 0.0), ("map", 1.4)])
+def test_excess_and_scale_floors_are_measured_as_the_detector_does(toy: Any, standardise: str, floor: float) -> None:
+    base = BASE.model_copy(update={"residual": "squared", "levels": (0.1, 1.0), "map_px": 2.0})
+    cache = small_cache(toy, (0.1, 1.0), base)
+    cache.values(base.model_copy(update={"standardise": standardise, "scale_floor": 0.5}))
+    settings = base.model_copy(update={"standardise": standardise, "scale_floor": floor, "limits": EXCESS})
+    detector = AnomalyDetector(toy, settings, device="cpu")
+    planted, fit = cache.planted, cache.fit
+    detector.fit(planted.images, planted.groups, standardise_on=fit.images, standardise_groups=[f"f{g}" for g in
+                 fit.groups])  # fmt: skip
+    expected = detector(planted.images[: planted.planted]).maps.flatten()
+    found = torch.from_numpy(cache.values(settings))
+    assert float((found - expected).abs().max()) < 2e-3 * float(expected.abs().max())
+    assert float(found.min()) == 0
+    assert float((found == 0).float().mean()) > 0.3  # most squared errors are below their mean
+
+
+def test_what_is_darker_is_not_cut_away_where_it_counts(toy: Any) -> None:
+    search = Search(Measure(small_cache(toy, (0.1, 1.0)), ["texture"], 0), 4)
+    offered = {
+        (residual, polarity): [each.limits for each in search.variants(settings, "limits")]
+        for residual in ("signed", "squared")
+        for polarity in ("both", "brighter")
+        for settings in [BASE.model_copy(update={"residual": residual, "polarity": polarity})]
+    }
+    assert offered.pop(("signed", "both")) == [None]
+    assert all(limits == [None, EXCESS] for limits in offered.values())
 
 
 def test_kinds_and_sizes_weigh_the_same(toy: Any) -> None:

@@ -99,6 +99,14 @@ def test_a_volume_network_of_monai() -> None:
     assert denoiser(torch.randn(2, 1, 8, 8, 8), 0.5).shape == (2, 1, 8, 8, 8)
 
 
+def test_sides_that_cannot_be_halved_are_padded_and_cropped_back() -> None:
+    adapted = wrap_monai(monai_unet(3)).eval()
+    x, t = torch.randn(2, 1, 5, 8, 6), torch.full((2,), 7.0)
+    padded = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, 1), mode="replicate")
+    with torch.no_grad():
+        assert torch.equal(adapted(x, t), adapted.unet(padded, timesteps=t)[:, :, :5])
+
+
 def test_timesteps_between_two_trained_ones_reach_the_embedding() -> None:
     net = wrap_monai(monai_unet())
     x = torch.randn(1, 1, 16, 16)

@@ -11,12 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from anodiff.engine import loop
+from anodiff.engine import loop, stopping
 from anodiff.engine.loop import run_job
 from anodiff.engine.store import Item, ResultStore
 from anodiff.errors import ConfigError, InputError, StorageError
@@ -221,6 +222,43 @@ def test_speed_and_busy_share_are_measured(out: Path, items: list[Item]) -> None
     assert again.sentence() == "10 ok, 0 failed, 10 of them from an earlier run; nothing was computed in this run"
 
 
+def test_processor_time_beside_computing_is_told_from_that_of_its_kernels(out: Path, items: list[Item]) -> None:
+    """Counted by thread in processor time, so that other work on the machine changes nothing."""
+
+    def spin(seconds: float) -> None:
+        began = time.thread_time()
+        while time.thread_time() - began < seconds:
+            pass
+
+    class Spinning(Lengths):
+        def read(self, item: Item) -> str:
+            spin(0.01)
+            return super().read(item)
+
+        def compute(self, batch: list[str]) -> Sequence[int]:
+            kernel = threading.Thread(target=spin, args=(0.1,))  # a thread of the device's own counts as computing
+            kernel.start()
+            spin(0.1)
+            kernel.join()
+            return super().compute(batch)
+
+        def write(self, item: Item, computed: int) -> Mapping[str, Any]:
+            spin(0.01)
+            return super().write(item, computed)
+
+    summary, _, _ = run(out, items[:10], Spinning(out), batch_size=5, workers=2)
+    assert summary.beside_seconds == pytest.approx(0.2, abs=0.05)  # 10 times read and written
+    assert summary.processor_seconds == pytest.approx(0.6, abs=0.1)  # and two batches of two threads
+    assert summary.beside_share == pytest.approx(summary.beside_seconds / summary.processor_seconds)
+    assert f"{summary.beside_share:.0%} of processor time spent starting, reading and writing" in summary.sentence()
+    whole = summary.with_whole(summary.processor_seconds + 0.6)  # starting and reporting
+    assert whole.processor_seconds - whole.beside_seconds == pytest.approx(
+        summary.processor_seconds - summary.beside_seconds
+    )
+    assert whole.beside_share == pytest.approx((summary.beside_seconds + 0.6) / (summary.processor_seconds + 0.6))
+    assert replace(summary, processor_seconds=0.0).beside_share is None
+
+
 def test_one_interrupt_finishes_the_batch_and_the_next_run_goes_on(out: Path, items: list[Item]) -> None:
     class Interrupted(Lengths):
         def compute(self, batch: list[str]) -> Sequence[int]:
@@ -239,14 +277,14 @@ def test_one_interrupt_finishes_the_batch_and_the_next_run_goes_on(out: Path, it
 
 
 def test_a_job_that_is_asked_may_leave_its_batch_undone(out: Path, items: list[Item]) -> None:
-    stop = loop.Stop()
+    stop = stopping.Stop()
 
     class Asked(Lengths):
         def compute(self, batch: list[str]) -> Sequence[int]:
             if len(self.batches) == 2:
                 signal.raise_signal(signal.SIGTERM)
             if stop.asked:
-                raise loop.Stopped
+                raise stopping.Stopped
             return super().compute(batch)
 
     job = Asked(out)
@@ -262,21 +300,67 @@ def test_a_job_that_is_asked_may_leave_its_batch_undone(out: Path, items: list[I
     assert sum(map(len, later.batches)) == len(items) - 8
 
 
-def test_a_second_interrupt_stops_at_once_and_loses_nothing_written(out: Path, items: list[Item]) -> None:
-    class Twice(Lengths):
-        def compute(self, batch: list[str]) -> Sequence[int]:
-            if len(self.batches) == 2:
-                os.kill(os.getpid(), signal.SIGINT)
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(10)
-            return super().compute(batch)
+class Signalled(Lengths):
+    """Gets signals in its third batch, and takes long over it otherwise."""
 
+    def __init__(self, out: Path, *signals: signal.Signals) -> None:
+        super().__init__(out)
+        self.signals = signals
+
+    def compute(self, batch: list[str]) -> Sequence[int]:
+        if len(self.batches) == 2:
+            for number in self.signals:
+                signal.raise_signal(number)
+            time.sleep(10)
+        return super().compute(batch)
+
+
+def test_a_second_interrupt_stops_at_once_with_a_summary_and_loses_nothing_written(
+    out: Path, items: list[Item], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "TOGETHER", 0.0)
+    before = signal.getsignal(signal.SIGTERM)
     began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        run(out, items, Twice(out), batch_size=4)
+    summary, rows, _ = run(out, items, Signalled(out, signal.SIGINT, signal.SIGTERM), batch_size=4)
     assert time.monotonic() - began < 5
+    assert (summary.interrupted, summary.exit_code, summary.ok) == (True, 130, 8)
+    assert len(rows) == 8
+    assert signal.getsignal(signal.SIGTERM) is before
     summary, _, _ = run(out, items)
     assert summary.resumed == 8
+
+
+def test_a_second_interrupt_in_the_last_batch_is_an_interruption_all_the_same(
+    out: Path, items: list[Item], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "TOGETHER", 0.0)
+
+    class AfterAll(Lengths):
+        def compute(self, batch: list[str]) -> Sequence[int]:
+            found = super().compute(batch)
+            if len(self.batches) == 2:
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+            return found
+
+    summary, _, _ = run(out, items[:8], AfterAll(out), batch_size=4)
+    assert summary.interrupted
+
+
+def test_signals_that_come_together_are_one(out: Path, items: list[Item], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of GNU timeout, which sends one to the process and one to its group."""
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    summary, rows, _ = run(out, items, Signalled(out, signal.SIGTERM, signal.SIGTERM, signal.SIGINT), batch_size=4)
+    assert (summary.interrupted, len(rows)) == (True, 12)
+
+
+def test_an_interrupt_that_the_loop_did_not_see_goes_through(out: Path, items: list[Item]) -> None:
+    class Raising(Lengths):
+        def compute(self, batch: list[str]) -> Sequence[int]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(out, items, Raising(out), batch_size=4)
 
 
 def test_out_of_memory_says_what_to_try() -> None:
