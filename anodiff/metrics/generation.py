@@ -124,25 +124,34 @@ class Described:
     patches: Array
     power: Array
     intensities: Array
-    features: Array
+    features: Array | None
+
+    def __len__(self) -> int:
+        return len(self.power)
 
     def take(self, rows: Rows) -> Described:
         """Some of the images."""
-        return Described(self.patches[rows], self.power[rows], self.intensities[rows], self.features[rows])
+        features = None if self.features is None else self.features[rows]
+        return Described(self.patches[rows], self.power[rows], self.intensities[rows], features)
 
 
-def described(images: NDArray[Any], features: NDArray[Any], seed: int = 0) -> Described:
-    """images: (N, C, H, W) in about [-1, 1]; features: (N, F) of any network, such as a denoiser's encoder."""
+def described(images: NDArray[Any], features: NDArray[Any] | None, seed: int = 0) -> Described:
+    """images: (N, C, H, W) in about [-1, 1]; features: (N, F) of any network, such as a denoiser's encoder.
+
+    Without features, the statistic of features is left out of what is found.
+    """
     return Described(
         patch_projections(images, seed),
         radial_power(images),
         intensity_histogram(images),
-        np.asarray(features, dtype=np.float64),
+        None if features is None else np.asarray(features, dtype=np.float64),
     )
 
 
 def _features(found: Described, real: Described, rows: Rows) -> float:
-    scaled, wanted = (standardised(each.features, real.features) for each in (found, real))
+    assert found.features is not None
+    assert real.features is not None
+    scaled, wanted = (standardised(each, real.features) for each in (found.features, real.features))
     return kernel_distance(scaled, wanted, rows)
 
 
@@ -155,22 +164,31 @@ STATISTICS: dict[str, Callable[[Described, Described, Rows], float]] = {
 }
 
 
+def statistics_of(found: Described, real: Described) -> dict[str, Callable[[Described, Described, Rows], float]]:
+    """Those of STATISTICS that both sets have what is needed for."""
+    blind = found.features is None or real.features is None
+    return {name: statistic for name, statistic in STATISTICS.items() if not (blind and statistic is _features)}
+
+
 def distances(found: Described, real: Described) -> dict[str, float]:
     """Every statistic of a set of images from the real ones."""
-    rows = np.arange(len(found.features))
-    return {name: statistic(found, real, rows) for name, statistic in STATISTICS.items()}
+    rows = np.arange(len(found))
+    return {name: statistic(found, real, rows) for name, statistic in statistics_of(found, real).items()}
 
 
 def bootstrap_distances(found: Described, real: Described, n_boot: int = 200, seed: int = 0) -> dict[str, Array]:
     """Every statistic (n_boot,) where the generated images are drawn anew with replacement; the real ones stay."""
-    rng, count = np.random.default_rng(seed), len(found.features)
+    rng, count = np.random.default_rng(seed), len(found)
+    statistics = statistics_of(found, real)
     drawn = rng.integers(0, count, (n_boot, count))
+    alike = (drawn == drawn[:, :1]).all(axis=1)  # happens with few images; a kernel distance needs two that differ
+    drawn[alike, 0] = (drawn[alike, 0] + 1) % count
     # sorted once: its quantiles have the quantiles of all its patches
     real = replace(real, patches=quantiles(real.patches.reshape(-1, real.patches.shape[-1]))[None])
-    values: dict[str, list[float]] = {name: [] for name in STATISTICS}
+    values: dict[str, list[float]] = {name: [] for name in statistics}
     for rows in drawn:
         part = found.take(rows)
-        for name, statistic in STATISTICS.items():
+        for name, statistic in statistics.items():
             values[name].append(statistic(part, real, rows))
     return {name: np.asarray(each) for name, each in values.items()}
 

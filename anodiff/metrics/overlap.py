@@ -35,12 +35,12 @@ def iou_at_threshold(labels: ArrayLike, scores: ArrayLike, threshold: float) -> 
 
 
 def max_dice(counts: RankCounts) -> tuple[float, float] | None:
-    """(best pooled Dice, its threshold: predict score >= it) over all thresholds; None without an anomalous item.
+    """(best pooled Dice, its threshold: predict score >= it) over all thresholds; None when a class is missing.
 
     The best threshold is always the score of an anomalous item: lowering it past normal items only adds false
-        positives.
+    positives. Without normal items "all is anomalous" would be perfect, whatever the scores.
     """
-    if not counts.positives:
+    if not counts.positives or not counts.negatives:
         return None
     overlap = 2.0 * counts.true_positives / (counts.true_positives + counts.false_positives + counts.positives)
     best = int(np.argmax(overlap))

@@ -47,20 +47,19 @@ def metric_value(counts: RankCounts, metric: str) -> float | None:
 
 def metric_of_bins(metric: str, positive: Counts, negative: Counts) -> Counts:
     """The metric for counts (..., B), highest scores first, one bin = one tie -> (...,), NaN where undefined."""
-    n_positive = positive.sum(-1)
+    n_positive, n_negative = positive.sum(-1), negative.sum(-1)
     true_positives = positive.cumsum(-1)
     false_positives = negative.cumsum(-1)
     with np.errstate(invalid="ignore", divide="ignore"):
         if metric == "auroc":
-            n_negative = negative.sum(-1)
             beaten = n_negative[..., None] - false_positives + negative / 2
             return (positive * beaten).sum(-1) / (n_positive * n_negative)
         if metric == "ap":
             precision = true_positives / np.maximum(true_positives + false_positives, 1)
-            return (positive * precision).sum(-1) / n_positive
+            return np.where(n_negative > 0, (positive * precision).sum(-1) / n_positive, np.nan)
         if metric == "max_dice":
             overlap = 2 * true_positives / (true_positives + false_positives + n_positive[..., None])
-            return np.where(n_positive > 0, overlap.max(-1), np.nan)
+            return np.where((n_positive > 0) & (n_negative > 0), overlap.max(-1), np.nan)
     raise ValueError(f"metric must be auroc, ap or max_dice, found {metric!r}")
 
 

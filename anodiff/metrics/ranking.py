@@ -15,6 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from anodiff.metrics.arrays import FloatArray, IntArray, as_array
 
+#: metrics of an order: without normal items every order is right, and a perfect value would measure nothing
+RANKED = ("auroc", "ap", "max_dice")
+
 
 @dataclass(frozen=True)
 class RankCounts:
@@ -47,12 +50,12 @@ class RankCounts:
 
     @property
     def average_precision(self) -> float | None:
-        """Sum over thresholds of (recall gained) x (precision there), in (0, 1]; None without anomalous items.
+        """Sum over thresholds of (recall gained) x (precision there), in (0, 1]; None without a class.
 
-        No interpolation (scikit-learn's definition). A constant score gets the share of anomalous items, so does a set
-        without normal items: 1.
+        No interpolation (scikit-learn's definition). A constant score gets the share of anomalous items. Without normal
+        items every order is right: scikit-learn says 1 then, which measures nothing, so it is undefined here.
         """
-        if not self.positives:
+        if not self.positives or not self.negatives:
             return None
         entering = np.diff(self.true_positives, prepend=0)
         precision = self.true_positives / (self.true_positives + self.false_positives)
@@ -109,8 +112,8 @@ def auroc(labels: ArrayLike, scores: ArrayLike) -> float | None:
 
 
 def average_precision(labels: ArrayLike, scores: ArrayLike) -> float | None:
-    """Average precision (sum of precision x recall steps) in (0, 1], arguments as `auroc`; None without an anomalous
-    item."""
+    """Average precision (sum of precision x recall steps) in (0, 1], arguments as `auroc`; None when a class is
+    missing."""
     return rank_counts(*split_by_label(labels, scores)).average_precision
 
 
@@ -120,7 +123,7 @@ def why_undefined(metric: str, positives: int, negatives: int, item: str = "imag
         return f"no {item} with a known label"
     if not positives:
         return f"no anomalous {item}"
-    if not negatives and metric == "auroc":
+    if not negatives and metric in RANKED:
         return f"no normal {item}"
     return None
 

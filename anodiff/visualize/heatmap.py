@@ -7,7 +7,6 @@ eyes.
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Mapping
@@ -19,16 +18,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from anodiff.files import atomic_write
+from anodiff.visualize.png import png_bytes
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont
 
 Pixels = NDArray[np.uint8]
 
-PNG_LEVEL = 1  # of zlib, 0 to 9: packing a heatmap takes longest; 6 makes it 30 % smaller and takes a third longer
-
 _STOPS = (0.0, 0.25, 0.47, 0.54, 0.70, 0.85, 1.0)
 _STOP_COLOURS = ("05070d", "0e1c36", "22456f", "a3305c", "e85b3f", "f9a94a", "fdf4c4")
+#: longer side of a panel: about so much for a small image, as in the report, and at most so much for a large one
+PANEL_PX, LARGEST_PX = 256, 1024
+_MARGIN, _CAPTION = 16, 26
 _GROUND, _INK, _FAINT, _MASK = (15, 17, 21), (232, 234, 237), (150, 156, 166), (64, 224, 208)
 
 
@@ -99,10 +100,14 @@ def colour_table() -> Pixels:
     return table
 
 
+@lru_cache(maxsize=1)
 def opacity_table() -> NDArray[np.float64]:
-    """(256,) how much of the heat colour covers the image: nothing where normal, all of it from the threshold on."""
+    """(256,) how much of the heat colour covers the image: nothing where normal, all of it from the threshold on;
+    read-only."""
     ramp = np.clip((np.linspace(0.0, 1.0, 256) - 0.3) / 0.22, 0.0, 1.0)
-    return ramp * ramp * (3.0 - 2.0 * ramp)
+    table = ramp * ramp * (3.0 - 2.0 * ramp)
+    table.setflags(write=False)
+    return table
 
 
 def colourise(values: ArrayLike, scale: HeatScale) -> Pixels:
@@ -118,12 +123,19 @@ def overlay(image: Pixels, values: ArrayLike, scale: HeatScale, opacity: float =
     Raises:
         ValueError: the image is not uint8, or image and map differ in size.
     """
-    under = as_rgb(image).astype(np.float64)
-    index = scale.index(values)
+    return _overlaid(as_rgb(image), scale.index(values), opacity)
+
+
+def _overlaid(under: Pixels, index: Pixels, opacity: float = 0.75) -> Pixels:
+    """RGB (H, W, 3) under the colours of positions (H, W)."""
     if index.shape != under.shape[:2]:
         raise ValueError(f"image and map must have one size, found {under.shape[:2]} and {index.shape}")
-    cover = (opacity * opacity_table()[index])[..., None]
-    return np.round((1.0 - cover) * under + cover * colour_table()[index]).astype(np.uint8)
+    cover = opacity * opacity_table()
+    covered = (cover > 0.0)[index]
+    mixed, above = under.copy(), index[covered]
+    share = cover[above][:, None]
+    mixed[covered] = np.round((1.0 - share) * under[covered] + share * colour_table()[above]).astype(np.uint8)
+    return mixed
 
 
 def display_image(pixels: ArrayLike, low: float | None = None, high: float | None = None) -> Pixels:
@@ -176,30 +188,9 @@ def render_heatmap(image: Pixels, values: ArrayLike, scale: HeatScale, mask: Arr
         scale: the run's scale.
         mask: bool (H, W), the true anomaly, where known.
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image
 
-    panels = [("input", as_rgb(image)), ("overlay", overlay(image, values, scale)), ("map", colourise(values, scale))]
-    height, width = panels[0][1].shape[:2]
-    zoom = max(1, round(384 / max(height, width)))
-    shrink = min(1.0, 1024 / max(height, width))
-    size = (max(1, round(width * zoom * shrink)), max(1, round(height * zoom * shrink)))
-    margin, caption, bar = 16, 26, 96
-    canvas_size = (3 * size[0] + 4 * margin + bar, max(size[1], 120) + caption + 2 * margin)
-    canvas = Image.new("RGB", canvas_size, _GROUND)
-    draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(13)
-    for i, (name, pixels) in enumerate(panels):
-        left = margin + i * (size[0] + margin)
-        method = Image.Resampling.NEAREST if zoom > 1 else Image.Resampling.BOX
-        panel = np.array(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, method))
-        if mask is not None and i < 2:
-            enlarged = Image.fromarray(np.asarray(mask, dtype=bool)).resize(size, Image.Resampling.NEAREST)
-            panel[mask_outline(np.array(enlarged))] = _MASK
-            name += " · truth outlined"
-        draw.text((left, margin), name, fill=_FAINT, font=font)
-        canvas.paste(Image.fromarray(panel), (left, margin + caption))
-    _draw_bar(canvas, draw, font, scale, (canvas_size[0] - bar - margin // 2, margin + caption, max(size[1], 120)))
-    return canvas
+    return Image.fromarray(_drawn(image, values, scale, mask))
 
 
 def save_heatmap(
@@ -211,9 +202,57 @@ def save_heatmap(
         ValueError: see `overlay`.
         StorageError: it cannot be written.
     """
-    buffer = io.BytesIO()
-    render_heatmap(image, values, scale, mask).save(buffer, format="PNG", compress_level=PNG_LEVEL)
-    atomic_write(path, buffer.getvalue())
+    atomic_write(path, png_bytes(_drawn(image, values, scale, mask)))
+
+
+def _drawn(image: Pixels, values: ArrayLike, scale: HeatScale, mask: ArrayLike | None) -> Pixels:
+    """The RGB pixels of `render_heatmap`: three panels set into the frame that all of the run share."""
+    under, index = as_rgb(image), scale.index(values)
+    panels = (under, _overlaid(under, index), colour_table()[index])
+    height, width = under.shape[:2]
+    zoom = max(1, round(PANEL_PX / max(height, width)))
+    shrink = min(1.0, LARGEST_PX / max(height, width))
+    size = (max(1, round(height * zoom * shrink)), max(1, round(width * zoom * shrink)))
+    canvas = _frame(size, scale, mask is not None).copy()
+    outline = None if mask is None else mask_outline(_enlarged(np.asarray(mask, dtype=bool), size, zoom))
+    top = _MARGIN + _CAPTION
+    for i, pixels in enumerate(panels):
+        left = _MARGIN + i * (size[1] + _MARGIN)
+        panel = canvas[top : top + size[0], left : left + size[1]]
+        panel[:] = _enlarged(pixels, size, zoom)
+        if outline is not None and i < 2:
+            panel[outline] = _MASK
+    return canvas
+
+
+def _enlarged(pixels: NDArray[Any], size: tuple[int, int], zoom: int) -> NDArray[Any]:
+    """(H, W) bool or (H, W, 3) uint8 -> (h, w) = ``size``: each pixel `zoom` times, or shrunk by box averages."""
+    from PIL import Image
+
+    if pixels.shape[:2] == size:
+        return pixels
+    if zoom > 1:
+        return pixels.repeat(zoom, axis=1).repeat(zoom, axis=0)
+    method = Image.Resampling.NEAREST if pixels.dtype == bool else Image.Resampling.BOX
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size[::-1], method))
+
+
+@lru_cache(maxsize=4)
+def _frame(size: tuple[int, int], scale: HeatScale, masked: bool) -> Pixels:
+    """Captions and colour bar around three empty panels of ``size`` = (h, w); read-only, and drawn once a run."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    bar, tall = 96, max(size[0], 120)
+    canvas = Image.new("RGB", (3 * size[1] + 4 * _MARGIN + bar, tall + _CAPTION + 2 * _MARGIN), _GROUND)
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(13)
+    for i, name in enumerate(("input", "overlay", "map")):
+        caption = f"{name} · truth outlined" if masked and i < 2 else name
+        draw.text((_MARGIN + i * (size[1] + _MARGIN), _MARGIN), caption, fill=_FAINT, font=font)
+    _draw_bar(canvas, draw, font, scale, (canvas.width - bar - _MARGIN // 2, _MARGIN + _CAPTION, tall))
+    pixels = np.array(canvas)
+    pixels.setflags(write=False)
+    return pixels
 
 
 def _draw_bar(

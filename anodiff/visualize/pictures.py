@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from anodiff.visualize.heatmap import HeatScale, Pixels, as_rgb, colour_table, opacity_table
+from anodiff.visualize.png import indexed_png_bytes, packed, png_bytes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -30,7 +31,7 @@ def image_uri(image: Pixels, max_px: int = 256) -> str:
     picture = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if grey and pixels.ndim == 3 else pixels))
     factor = shrink_factor(pixels.shape[:2], max_px)
     picture = picture.reduce(factor) if factor > 1 else picture
-    png = _encoded(picture, "PNG")
+    png = png_bytes(np.asarray(picture))
     jpeg = _encoded(picture, "JPEG", quality=90) if len(png) > LARGE_PNG else png
     return _uri(jpeg, "jpeg") if len(jpeg) < len(png) else _uri(png, "png")
 
@@ -44,26 +45,21 @@ def map_uris(values: ArrayLike, scale: HeatScale, max_px: int = 256) -> tuple[st
         values: the float map, or uint8 positions that `HeatScale.index` gave.
         scale: the run's scale.
     """
-    from PIL import Image
-
     pixels = np.asarray(values)
     if pixels.ndim != 2:
         raise ValueError(f"a map must be (H, W), found {pixels.shape}")
     small = block_maxima(pixels, shrink_factor(pixels.shape, max_px))
     index = small if small.dtype == np.uint8 else scale.index(small)
-    picture = Image.frombytes("P", index.shape[::-1], index.tobytes())
-    picture.putpalette(colour_table().tobytes())
-    opaque = _encoded(picture, "PNG")
-    alpha = np.round(opacity_table() * 255.0).astype(np.uint8).tobytes()
-    return _uri(opaque, "png"), _uri(_encoded(picture, "PNG", transparency=alpha), "png")
+    rows, palette = packed(index), colour_table()
+    alpha = np.round(opacity_table() * 255.0).astype(np.uint8)
+    layers = (indexed_png_bytes(index, palette, rows), indexed_png_bytes(index, palette, rows, alpha))
+    return _uri(layers[0], "png"), _uri(layers[1], "png")
 
 
 def mask_uri(mask: ArrayLike, max_px: int = 256) -> str:
     """bool (H, W) -> data URI of a black and white PNG."""
-    from PIL import Image
-
     inside = _shrunk_mask(mask, max_px)
-    return _uri(_encoded(Image.fromarray(inside), "PNG"), "png")
+    return _uri(png_bytes(np.where(inside, np.uint8(255), np.uint8(0))), "png")
 
 
 def outline_path(mask: ArrayLike, max_px: int = 256) -> tuple[str, int, int]:
@@ -78,9 +74,7 @@ def outline_path(mask: ArrayLike, max_px: int = 256) -> tuple[str, int, int]:
 
 def scale_uri() -> str:
     """The colour scale from low to high, one pixel high."""
-    from PIL import Image
-
-    return _uri(_encoded(Image.fromarray(colour_table()[None]), "PNG"), "png")
+    return _uri(png_bytes(colour_table()[None]), "png")
 
 
 def shrink_factor(shape: tuple[int, ...], max_px: int) -> int:

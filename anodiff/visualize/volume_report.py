@@ -37,12 +37,16 @@ BASE64 = 4 / 3
 
 @dataclass(frozen=True)
 class Lesion:
-    """A candidate: its volume, the largest map value in it, its centre in world mm (RAS+), and a p-value if known."""
+    """A candidate: its volume, the largest map value in it, its centre in world mm (RAS+), and a p-value if known.
+
+    peak_voxel: of the largest value, in the file; None where it is not known: then the page goes to the centre.
+    """
 
     volume_mm3: float
     peak: float
     centre_mm: tuple[float, float, float]
     p_value: float | None = None
+    peak_voxel: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,14 @@ class VolumeRow(report.ReportRow):
     """One volume of the run: as `report.ReportRow`, with its candidates, and its voxels or a function that reads them
     when they are needed. `images` is not used.
 
-    lesions: those that the page lists; candidates: how many there are, None where these are all. remarks: sentences
-    below the name of the volume.
+    lesions: those that the page lists; candidates: how many there are, None where these are all. peak_voxel: of the
+    map's largest value that counts, in the file, None for that of the whole map. remarks: sentences below the name of
+    the volume.
     """
 
     lesions: Sequence[Lesion] = ()
     candidates: int | None = None
+    peak_voxel: tuple[int, int, int] | None = None
     remarks: Sequence[str] = ()
     views: VolumeViews | Callable[[], VolumeViews] | None = field(default=None, repr=False)
 
@@ -248,7 +254,7 @@ def _encode(row: VolumeRow, scale: HeatScale | None, budget: int) -> dict[str, A
         name: encoders.get(name, sheets.image_sheet)(volume, int(parts[name] * budget), grid.spacing)
         for name, volume in volumes.items()
     }
-    start = _start(volumes, row, grid)
+    start = _start(views, volumes, row, grid)
     meta = {
         "shape": volumes["image"].shape,
         "spacing": grid.spacing,
@@ -257,7 +263,7 @@ def _encode(row: VolumeRow, scale: HeatScale | None, budget: int) -> dict[str, A
         "oriented": grid.oriented,
         "start": start,
         "lesions": [
-            {"at": _inside(volumes, grid, lesion), "text": _lesion_text(lesion)}
+            {"at": _place(volumes, grid, lesion), "text": _lesion_text(lesion, grid)}
             for lesion in sorted(row.lesions, key=lambda lesion: lesion.peak, reverse=True)
         ],
         "unlisted": _candidates(row) - len(row.lesions),
@@ -285,7 +291,19 @@ class _Grid:
 
     def voxel(self, world: Sequence[float]) -> list[int]:
         """The voxel nearest to a world coordinate, inside the volume."""
-        at = np.rint((np.linalg.inv(self.affine) @ np.array([*world, 1.0]))[:3])
+        return self._nearest(np.linalg.inv(self.affine), world)
+
+    def turned(self, voxel: Sequence[int]) -> list[int]:
+        """The voxel of the page that is this one of the file."""
+        return self._nearest(np.linalg.inv(self.stored), voxel)
+
+    def world(self, voxel: Sequence[int]) -> tuple[float, float, float]:
+        """The world coordinate of a voxel of the page."""
+        x, y, z = (self.affine @ np.array([*voxel, 1.0]))[:3]
+        return float(x), float(y), float(z)
+
+    def _nearest(self, matrix: NDArray[Any], place: Sequence[float]) -> list[int]:
+        at = np.rint((matrix @ np.array([*place, 1.0]))[:3])
         return [int(value) for value in np.clip(at, 0, np.array(self.shape) - 1)]
 
 
@@ -331,13 +349,20 @@ def _grey(values: NDArray[Any], low: float, high: float) -> Pixels:
     return np.round(shown.clip(0.0, 1.0) * 255.0).astype(np.uint8)
 
 
-def _start(volumes: Mapping[str, Any], row: VolumeRow, grid: _Grid) -> list[int]:
+def _start(views: VolumeViews, volumes: Mapping[str, Any], row: VolumeRow, grid: _Grid) -> list[int]:
     """Where the viewer opens: at the strongest candidate, else where the map is largest, else in the middle."""
     if row.lesions:
-        return _inside(volumes, grid, max(row.lesions, key=lambda lesion: lesion.peak))
+        return _place(volumes, grid, max(row.lesions, key=lambda lesion: lesion.peak))
     if "map" in volumes and volumes["map"].any():
-        return [int(at) for at in np.unravel_index(int(volumes["map"].argmax()), grid.shape)]
+        # Of the values themselves: several may be beyond the end of the colour scale.
+        values = np.asarray(views.map)
+        return grid.turned(row.peak_voxel or [int(at) for at in np.unravel_index(int(values.argmax()), values.shape)])
     return [side // 2 for side in grid.shape]
+
+
+def _place(volumes: Mapping[str, Any], grid: _Grid, lesion: Lesion) -> list[int]:
+    """Where the page goes for a candidate: its peak, else its centre."""
+    return _inside(volumes, grid, lesion) if lesion.peak_voxel is None else grid.turned(lesion.peak_voxel)
 
 
 def _inside(volumes: Mapping[str, Any], grid: _Grid, lesion: Lesion) -> list[int]:
@@ -354,10 +379,16 @@ def _inside(volumes: Mapping[str, Any], grid: _Grid, lesion: Lesion) -> list[int
     return [int(place) for place in marked[int(away.argmin())]] if away.min() <= (3 * radius) ** 2 else at
 
 
-def _lesion_text(lesion: Lesion) -> str:
-    x, y, z = lesion.centre_mm
+def _lesion_text(lesion: Lesion, grid: _Grid) -> str:
+    """Peak and its place, volume and centre, which may lie in another part of it or outside of it."""
+    place = "" if lesion.peak_voxel is None else f" at {_millimetres(grid.world(grid.turned(lesion.peak_voxel)))}"
     p_value = "" if lesion.p_value is None else f", p {format_value(lesion.p_value)}"
-    return f"peak {format_value(lesion.peak)}, {lesion.volume_mm3:,.0f} mm³ at ({x:.0f}, {y:.0f}, {z:.0f}) mm{p_value}"
+    volume = f"{lesion.volume_mm3:,.0f} mm³, centre at {_millimetres(lesion.centre_mm)}"
+    return f"peak {format_value(lesion.peak)}{place}, {volume}{p_value}"
+
+
+def _millimetres(place: Sequence[float]) -> str:
+    return f"({', '.join(str(round(along)) for along in place)}) mm"
 
 
 def _still(volumes: Mapping[str, Any], at: Sequence[int], grid: _Grid, scale: HeatScale | None) -> str:

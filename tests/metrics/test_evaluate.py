@@ -94,14 +94,14 @@ def test_everything_undefined_is_null_with_a_reason() -> None:
             assert found["reasons"][f"{key}_ci95"]
 
 
-def test_all_anomalous_images_have_pixel_metrics_but_no_image_auroc() -> None:
+def test_all_anomalous_images_have_pixel_metrics_but_none_that_ranks_images() -> None:
     case = _set()
     keep = [i for i in range(20) if i % 2]
     part: dict[str, Any] = {key: [value[i] for i in keep] for key, value in case.items()}
     found = evaluate_maps(**part, pixel_threshold_fpr5=None, n_boot=50)
-    assert found["image_auroc"] is None
-    assert found["reasons"]["image_auroc"] == "no normal image"
-    assert found["image_ap"] == 1.0
+    for key in ("image_auroc", "image_ap", "image_oracle_f1"):
+        assert found[key] is found[f"{key}_ci95"] is None
+        assert found["reasons"][key] == found["reasons"][f"{key}_ci95"] == "no normal image"
     assert found["pixel_auroc"] is not None
     assert found["dice_at_fpr5"] is None
     assert "not calibrated" in found["reasons"]["dice_at_fpr5"]

@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from anodiff.metrics import auroc, average_precision, precision_recall_curve, rank_counts, roc_curve, why_undefined
+from anodiff.metrics import (
+    auroc,
+    average_precision,
+    max_dice,
+    precision_recall_curve,
+    rank_counts,
+    roc_curve,
+    why_undefined,
+)
 
 
 def _case(kind: str) -> tuple[np.ndarray, np.ndarray]:
@@ -63,11 +71,14 @@ def test_undefined_is_none_with_a_reason_and_never_zero() -> None:
     assert auroc([0, 0], [0.1, 0.2]) is None
     assert average_precision([0, 0], [0.1, 0.2]) is None
     assert auroc([1, 1], [0.1, 0.2]) is None
-    assert average_precision([1, 1], [0.1, 0.2]) == sk.average_precision_score([1, 1], [0.1, 0.2]) == 1.0
+    assert sk.average_precision_score([1, 1], [0.1, 0.2]) == 1.0  # which any scores get
+    assert average_precision([1, 1], [0.1, 0.2]) is None
+    assert max_dice(rank_counts([0.1, 0.2], [])) is None
     assert why_undefined("auroc", 0, 0) == "no image with a known label"
     assert why_undefined("auroc", 3, 0) == "no normal image"
     assert why_undefined("ap", 0, 3, "pixel") == "no anomalous pixel"
-    assert why_undefined("ap", 3, 0) is None
+    assert why_undefined("ap", 3, 0) == why_undefined("max_dice", 3, 0) == "no normal image"
+    assert why_undefined("dice", 3, 0) is None  # a threshold set elsewhere can miss some of them
     assert why_undefined("auroc", 1, 1) is None
 
 

@@ -148,7 +148,8 @@ def test_empty_and_single_class_sets_have_reasons() -> None:
         metrics = make()
         metrics.update(np.ones((3, 3)), np.ones((3, 3)))
         assert metrics.why_undefined("auroc") == "no normal pixel"
-        assert metrics.value("ap") == 1.0
+        assert metrics.why_undefined("ap") == "no normal pixel"
+        assert metrics.value("ap") is metrics.value("max_dice") is None
         with pytest.raises(ValueError, match="metric must be one of"):
             metrics.value("accuracy")
         with pytest.raises(DataError, match="mask of image 1"):

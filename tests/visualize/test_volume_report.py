@@ -157,7 +157,47 @@ def test_candidates_start_the_viewer_and_are_listed_by_peak() -> None:
     (meta,) = metas(page)
     assert meta["start"] == [4, 7, 3]
     assert [lesion["at"] for lesion in meta["lesions"]] == [[4, 7, 3], [2, 3, 1]]
-    assert meta["lesions"][0]["text"] == "peak 1.9, 500 mm³ at (4, 14, 9) mm, p 0.01"
+    assert meta["lesions"][0]["text"] == "peak 1.9, 500 mm³, centre at (4, 14, 9) mm, p 0.01"
+
+
+@pytest.mark.parametrize("flips", [(1, 1, 1), (-1, 1, -1)])
+def test_the_page_goes_to_the_peak_of_a_candidate_and_not_to_its_centre(flips: tuple[int, ...]) -> None:
+    """A bar with its peak at one end, in a file of other axes: the page says the file's voxel and nibabel's mm."""
+    from nibabel.affines import apply_affine
+
+    affine = np.zeros((4, 4))
+    for column, (row, sign) in enumerate(zip((2, 0, 1), flips, strict=True)):
+        affine[row, column] = sign * (1.0 + column)
+    affine[:, 3] = [-4.0, 11.0, 3.0, 1.0]
+    values = np.zeros(SHAPE, np.float32)
+    values[1:6, 4, 2] = 3.0  # all of it beyond the end of the scale
+    values[5, 4, 2] = 4.0
+    centre = tuple(float(at) for at in apply_affine(affine, (3, 4, 2)))
+    lesion = Lesion(60.0, 4.0, (centre[0], centre[1], centre[2]), None, (5, 4, 2))
+    rows = [
+        VolumeRow(name, name, lesions=[lesion] if name == "a" else [], views=views(map=values, affine=affine))
+        for name in "ab"  # without candidates it is the largest value, not the first that is as bright as it
+    ]
+    with_one, without = metas(render_volume_report("t", {}, rows, scale=SCALE))
+    assert with_one["lesions"][0]["at"] == with_one["start"] == without["start"]
+    start = np.array([*with_one["start"], 1.0])
+    np.testing.assert_allclose((np.array(with_one["stored"]) @ start)[:3], (5, 4, 2), atol=1e-5)
+    peak, middle = (", ".join(f"{at:.0f}" for at in place) for place in (apply_affine(affine, (5, 4, 2)), centre))
+    assert with_one["lesions"][0]["text"] == f"peak 4 at ({peak}) mm, 60 mm³, centre at ({middle}) mm"
+
+
+def test_the_peak_that_counts_is_given_where_the_map_is_larger_elsewhere() -> None:
+    given = views(affine=np.diag([-1.0, 2.0, 3.0, 1.0]))
+    page = render_volume_report("t", {}, [VolumeRow("a", "a", peak_voxel=(1, 8, 0), views=given)], scale=SCALE)
+    assert metas(page)[0]["start"] == [SHAPE[0] - 2, 8, 0]
+
+
+def test_no_place_is_minus_nought() -> None:
+    lesion = Lesion(10.0, 1.5, (-0.4, 6.0, -0.49), None, (0, 3, 0))
+    given = views(affine=np.array([[1, 0, 0, -0.3], [0, 2, 0, 0], [0, 0, 3, -0.2], [0, 0, 0, 1.0]]))
+    page = render_volume_report("t", {}, [VolumeRow("a", "a", lesions=[lesion], views=given)], scale=SCALE)
+    text = metas(page)[0]["lesions"][0]["text"]
+    assert text == "peak 1.5 at (0, 6, 0) mm, 10 mm³, centre at (0, 6, 0) mm"
 
 
 def test_only_the_highest_scores_are_read_and_the_page_says_so() -> None:

@@ -114,6 +114,8 @@
   };
 
   const apply = (matrix, [i, j, k]) => matrix.slice(0, 3).map((row) => row[0] * i + row[1] * j + row[2] * k + row[3]);
+  // Never "-0.0".
+  const tenth = (number) => (Math.round(number * 10) / 10 || 0).toFixed(1);
   const short = (number) => Number(number.toPrecision(3)).toString();
   const mapText = () => {
     if (!sheets.map || !scale) return "";
@@ -130,11 +132,11 @@
       drawMarks(plane, $(".marks", figure));
       slider.value = within(sheets.image, at[through], through);
       const world = apply(meta.affine, at)[through];
-      const text = `${at[through] + 1} of ${meta.shape[through]}` + (meta.oriented ? `, ${world.toFixed(1)} mm` : "");
+      const text = `${at[through] + 1} of ${meta.shape[through]}` + (meta.oriented ? `, ${tenth(world)} mm` : "");
       $("output", figure).textContent = text;
       slider.setAttribute("aria-valuetext", `slice ${text}`);
     }
-    const voxel = apply(meta.stored, at).map((place) => Math.round(place)), world = apply(meta.affine, at).map((mm) => mm.toFixed(1));
+    const voxel = apply(meta.stored, at).map((place) => Math.round(place)), world = apply(meta.affine, at).map(tenth);
     $("#v-readout").textContent = `voxel (${voxel.join(", ")}) of the file` + (meta.oriented ? `  ·  (${world.join(", ")}) mm, right front up` : "") + mapText();
   };
   let waiting = false;
