@@ -14,7 +14,6 @@ import torch
 
 from anodiff.anomaly.baselines import Baseline, standard_baselines
 from anodiff.anomaly.memory import FeatureMemory, encoder_features
-from anodiff.data.readers import read_image
 from anodiff.engine.progress import Progress
 from anodiff.engine.store import Item
 from anodiff.errors import InputError
@@ -23,7 +22,7 @@ from anodiff.metrics import Pools, evaluate_pools, paired_bootstrap, pool_maps
 from anodiff.model import DiffusionModel
 from anodiff.pipelines.common import table_text
 from anodiff.pipelines.evaluate import truth_rows
-from anodiff.pipelines.scoring import ScoreJob, mask_of
+from anodiff.pipelines.scoring import ScoreJob, mask_of, read_item
 from anodiff.pipelines.truth import write_truth
 from anodiff.training.images import ImageSet, load_images, split_normals
 
@@ -167,7 +166,7 @@ def baselines_of(job: ScoreJob, model: DiffusionModel) -> list[Baseline]:
     """
     polarity = model.config.polarity
     found = standard_baselines(polarity, limits=job.detector.settings.limits)
-    if hasattr(model.denoiser.network, "features"):
+    if hasattr(model.denoiser.network, "features") and model.config.engine.window is None:
         denoiser = job.detector.denoiser
         own = encoder_features(denoiser)
         name = "feature memory (own encoder)"
@@ -226,7 +225,7 @@ def measured_by(baseline: Baseline, job: ScoreJob, items: Sequence[Item]) -> dic
     """id -> (score, map, mask) of a few images, maps and masks on the native grid."""
     if not items:
         return {}
-    prepared = [job.preprocessor(read_image(item.path, max_pixels=job.config.max_pixels)) for item in items]
+    prepared = [job.preprocessor(read_item(item, job.config.max_pixels)) for item in items]
     inside = torch.stack([each.foreground for each in prepared])
     maps = baseline.maps(torch.stack([each.image for each in prepared]), inside)
     scores = baseline.scores(maps, inside)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +13,7 @@ from anodiff.pipelines.common import (
     IMAGES_AT_ONCE,
     AnyBatch,
     Device,
+    Foreground,
     GroupBy,
     Layout,
     Model,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from anodiff.config import CalibrationConfig
     from anodiff.data.table import SampleTable
     from anodiff.model import DiffusionModel
+    from anodiff.training.image_files import ImageFiles
     from anodiff.training.images import ImageSet
 
 #: keys of the recipe that a calibration may set; the others are what the model was trained with
@@ -59,6 +61,13 @@ def main(
     layout: Layout = "auto",
     normal: Normal = "",
     group_by: GroupBy = "",
+    foreground: Foreground = "",
+    early_exit: Annotated[
+        float | None,
+        typer.Option(
+            metavar="ERROR", help="Also learn when images may leave early, losing this share of what is found."
+        ),
+    ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
     batch_size: AnyBatch = None,
@@ -75,12 +84,14 @@ def main(
     Examples:
       anodiff calibrate model.safetensors normals/ --preset one-step --output model2.safetensors
       anodiff calibrate imported.safetensors brain_lgg --preset default --rate 0.01 --output calibrated.safetensors
+      anodiff calibrate model.safetensors normals/ --set 'engine.window=[256, 256]' --output windowed.safetensors
     """
     overrides = [*(set_ or []), *([] if rate is None else [f"calibration.rate={rate}"])]
     _, failed = run(
         model, normals, output,
         preset=preset, allow_trained=allow_trained, layout=layout, normal=normal, group_by=group_by,
-        device=device, precision=precision, batch_size=batch_size, seed=seed, overrides=overrides,
+        foreground=foreground, device=device, precision=precision, batch_size=batch_size, seed=seed,
+        overrides=overrides, early_exit=early_exit,
     )  # fmt: skip
     raise typer.Exit(int(bool(failed)))
 
@@ -95,6 +106,8 @@ def run(
     layout: str = "auto",
     normal: str = "",
     group_by: str = "",
+    foreground: str = "",
+    early_exit: float | None = None,
     device: str = "auto",
     precision: str = "auto",
     batch_size: int | None = None,
@@ -105,22 +118,29 @@ def run(
     """Calibrate a preset and write the model with it; returns the new file, and a sentence for each image left out."""
     from anodiff.anomaly import AnomalyDetector
     from anodiff.data.layouts import load_table
-    from anodiff.pipelines import clip_calibration, volume_calibrating, volume_scoring
+    from anodiff.data.layouts.foregrounds import given
+    from anodiff.pipelines import clip_calibration, clip_scoring, volume_calibrating, volume_scoring
+    from anodiff.pipelines.leaving import refuse_leaving
+    from anodiff.pipelines.sizes import refuse_any_size
 
     new_file(output)
     model = open_model(model_path, overrides, OPEN_KEYS)
     if model.config.video is not None:
+        refuse_leaving(early_exit, "clips")
+        clip_scoring.refuse_foreign({"--foreground": foreground})
         return clip_calibration.run(
             model, normals, output, preset=preset, allow_trained=allow_trained, layout=layout, device=device,
             precision=precision, batch_size=batch_size or IMAGES_AT_ONCE, seed=seed, quiet=quiet,
         )  # fmt: skip
     if volume_scoring.concerns(model, [str(normals)]):
+        refuse_leaving(early_exit, "volumes")
         known = model.provenance.get("channels", ())
         samples = load_table(normals, layout, normal=normal, group_by=group_by, channels=known)
         return volume_calibrating.run(
-            model_path, normals, output, samples, preset=preset, allow_trained=allow_trained, device=device,
-            precision=precision, batch_size=batch_size, seed=seed, overrides=overrides, quiet=quiet,
+            model_path, normals, output, given(samples, foreground), preset=preset, allow_trained=allow_trained,
+            device=device, precision=precision, batch_size=batch_size, seed=seed, overrides=overrides, quiet=quiet,
         )  # fmt: skip
+    refuse_any_size(model, "--early-exit", early_exit)
     detector = AnomalyDetector(model, preset or model.config.preset, device=device, precision=precision, seed=seed)
     known = read_normals(
         model,
@@ -128,14 +148,16 @@ def run(
         layout=layout,
         normal=normal,
         group_by=group_by,
+        foreground=foreground,
         allow_trained=allow_trained,
         seed=seed,
         quiet=quiet,
     )
     limits = model.config.calibration
     calibration = fit(
-        detector, known.deciding, known.fitting, limits, batch_size=batch_size or IMAGES_AT_ONCE, quiet=quiet
-    )
+        detector, known.deciding, known.fitting, limits, batch_size=batch_size or IMAGES_AT_ONCE, early_exit=early_exit,
+        quiet=quiet,
+    )  # fmt: skip
     store_calibration(model, detector.name, calibration)
     model.save(output)
     for note in detector.notes:
@@ -148,20 +170,22 @@ def run(
             f"{calibration.rate:g} per {calibration.unit}, from {len(calibration.scores)} normal {calibration.unit}s",
             quiet,
         )
+    if calibration.early_exit is not None:
+        say(calibration.early_exit.sentence, quiet)
     say(f"wrote {output}, calibrated for {', '.join(map(repr, model.calibrations))}", quiet)
     return output, known.failed
 
 
 @dataclass(frozen=True)
 class CalibrationNormals:
-    """Normals read for a calibration.
+    """Normals read for a calibration, or looked through where they may have any size.
 
     deciding: set the threshold. fitting: for the normal error, None where `deciding` is to be split. failed: a sentence
     for each image left out.
     """
 
-    deciding: ImageSet
-    fitting: ImageSet | None
+    deciding: ImageSet | ImageFiles
+    fitting: ImageSet | ImageFiles | None
 
     @property
     def failed(self) -> tuple[str, ...]:
@@ -178,21 +202,26 @@ def read_normals(
     allow_trained: bool,
     seed: int,
     quiet: bool,
+    foreground: str = "",
 ) -> CalibrationNormals:
     """The normals of a data set, at most as many as the recipe says; says which of them the model has learnt from.
 
     Raises DataError, see `trained_note`.
     """
     from anodiff.data.layouts import load_table
+    from anodiff.data.layouts.foregrounds import given
+    from anodiff.training.image_files import look_through
     from anodiff.training.images import load_images
 
     config, limits = model.config, model.config.calibration
 
-    def read(part: SampleTable, count: int) -> ImageSet:
-        chosen = drawn(part, count, seed)
-        return load_images(chosen, model.preprocessor, config.preprocess.max_pixels, config.engine.workers, quiet)
+    def read(part: SampleTable, count: int) -> ImageSet | ImageFiles:
+        load = look_through if config.any_size else load_images
+        return load(
+            drawn(part, count, seed), model.scorable, config.preprocess.max_pixels, config.engine.workers, quiet
+        )
 
-    samples = load_table(normals, layout, normal=normal, group_by=group_by)
+    samples = given(load_table(normals, layout, normal=normal, group_by=group_by), foreground)
     say(f"{normals}: layout {samples.layout}", quiet)
     fitting, threshold = normal_parts(samples)
     deciding = read(threshold, limits.threshold_images)
@@ -240,20 +269,37 @@ def normal_parts(samples: SampleTable) -> tuple[SampleTable | None, SampleTable]
 
 def fit(
     detector: AnomalyDetector,
-    normals: ImageSet,
-    standardise_on: ImageSet | None,
+    normals: ImageSet | ImageFiles,
+    standardise_on: ImageSet | ImageFiles | None,
     config: CalibrationConfig,
     *,
     batch_size: int | None = None,
+    early_exit: float | None = None,
     quiet: bool = False,
 ) -> Calibration:
-    """Fits the detector on at most as many images as the recipe says, with a progress bar."""
+    """Fits the detector on at most as many images as the recipe says, with a progress bar.
+
+    early_exit: also the early exit, at this stated error; see `AnomalyDetector.fit`. Not of images of any size.
+    """
+    from anodiff.anomaly.any_size import fit_any_size
     from anodiff.engine.progress import Progress
+    from anodiff.training.image_files import ImageFiles
 
     threshold = normals.sample(config.threshold_images, detector.seed)
     fitting = None if standardise_on is None else standardise_on.sample(config.standardise_images, detector.seed)
     total = len(threshold) + (0 if fitting is None or detector.settings.standardise == "none" else len(fitting))
-    with Progress(total, "images", f"calibrating {detector.name}", quiet=quiet) as progress:
+    # how many anomalies must be planted until enough are found is not known beforehand
+    with Progress(
+        total if early_exit is None else None, "images", f"calibrating {detector.name}", quiet=quiet
+    ) as progress:
+        if isinstance(threshold, ImageFiles):
+            assert fitting is None or isinstance(fitting, ImageFiles)
+            found = fit_any_size(
+                detector, threshold, config.rate, config.unit, standardise_on=fitting, progress=progress.update
+            )
+            detector.calibration = with_foregrounds(found, threshold.given)
+            return detector.calibration
+        assert fitting is None or not isinstance(fitting, ImageFiles)
         detector.fit(
             threshold.images,
             threshold.groups,
@@ -265,9 +311,21 @@ def fit(
             standardise_foreground=None if fitting is None else fitting.foreground,
             progress=progress.update,
             batch_size=batch_size,
+            early_exit=early_exit,
         )
     assert detector.calibration is not None
+    detector.calibration = with_foregrounds(detector.calibration, threshold.given)
     return detector.calibration
+
+
+def with_foregrounds(calibration: Calibration, given: Sequence[bool]) -> Calibration:
+    """The calibration, with a count of the normals whose foreground was made elsewhere where there was any."""
+    from anodiff.pipelines.scoring import ESTIMATED_COUNT, GIVEN_COUNT
+
+    if not any(given):
+        return calibration
+    counts = {GIVEN_COUNT: sum(given), ESTIMATED_COUNT: len(given) - sum(given)}
+    return replace(calibration, counts=calibration.counts | counts)
 
 
 def store_calibration(model: DiffusionModel, name: str, calibration: Calibration) -> None:

@@ -29,7 +29,7 @@ from anodiff.anomaly.temporal import smooth_in_time
 from anodiff.data.clip_input import windows
 from anodiff.data.preprocess import Geometry
 from anodiff.data.video.clip import Clip, ClipInfo, Frame, open_clip
-from anodiff.engine.loop import Stop, Stopped
+from anodiff.engine.stopping import Stop, Stopped
 from anodiff.engine.store import STATE_FOLDER, Item
 from anodiff.errors import InputError
 from anodiff.files import atomic_write, storage_errors

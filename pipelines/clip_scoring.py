@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from anodiff.anomaly.clips import ClipDetector
-from anodiff.engine.loop import Stop, Summary, run_job
+from anodiff.engine.loop import Summary, run_job
 from anodiff.engine.progress import Progress
+from anodiff.engine.stopping import Stop
 from anodiff.engine.store import Item, ResultStore
 from anodiff.errors import ConfigError, DataError
 from anodiff.files import make_folder, write_csv, write_json
@@ -20,7 +21,7 @@ from anodiff.pipelines import clip_baselines, clip_journal
 from anodiff.pipelines.clip_job import FRAMES, THUMBNAILS, ClipJob, ClipOutputs, FrameTable, event_of
 from anodiff.pipelines.clip_reporting import facts_of, remarks, write_report
 from anodiff.pipelines.clip_tracks import has_places, tracks_measured
-from anodiff.pipelines.common import file_digest, say, table_text
+from anodiff.pipelines.common import file_digest, missing_text, say, table_text
 from anodiff.pipelines.event_files import frame_rows, write_events_csv, write_frames_csv
 from anodiff.pipelines.scoring import COLUMNS
 
@@ -142,6 +143,8 @@ def evaluate(
     facts = facts_of(job, summary, recorded)
     write_report(output / "report.html", job, items, recorded, facts=facts, metrics=metrics)
     typer.echo(table_text(["metric", "value", "95 % low", "high"], metric_rows(metrics)))
+    for sentence in missing_text(metrics, SHOWN):
+        typer.echo(sentence)
     if baselines:
         clip_baselines.run(table, rows, recorded, model, metrics, output, detector.denoiser.device, quiet=quiet)
     say(f"{summary.sentence('clips')}; {detector.nfe} denoiser calls a frame", quiet)
@@ -174,7 +177,7 @@ def score_items(
         job.progress, job.stop = progress, Stop()
         summary = run_job(job, items, store, workers=workers, batch_size=1, progress=progress, stop=job.stop)
     # A clip is read while it is computed: what counts is the time in which the device had work.
-    summary = replace(summary, device_busy_share=(job.detector.busy - before) / summary.seconds)
+    summary = replace(summary, device_busy_share=(job.detector.busy - before) / summary.seconds, processor_seconds=0.0)
     store.export_csv(outputs.folder / "scores.csv", COLUMNS, items)
     recorded = list(store.rows(items))
     clip_journal.remove(outputs.folder / FRAMES, (row["id"] for row in recorded))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -29,6 +29,14 @@ GroupBy = Annotated[
     typer.Option(
         metavar="path|REGEX|COLUMN",
         help="What belongs together: an image's folder, one (group) of a regular expression in its path, a column.",
+    ),
+]
+Foreground = Annotated[
+    str,
+    typer.Option(
+        metavar="FILE|PATTERN|none",
+        help="Given foregrounds (brain masks): the file of a single input, or a pattern from each input's folder such "
+        "as '{stem}_brain.nii.gz'; none: estimated, whatever the data name or hold.",
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -206,6 +214,16 @@ def table_text(header: list[str], rows: list[list[Any]]) -> str:
         ).rstrip()
         for line in cells
     )
+
+
+def missing_text(metrics: Mapping[str, Any], keys: Iterable[str], item: str = "image") -> list[str]:
+    """A sentence on each reason for which some of the keys, or their intervals, have no value; item: what is scored."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for key in keys:
+        what, entry = ("value", key) if metrics[key] is None else ("interval", f"{key}_ci95")
+        if entry in metrics and metrics[entry] is None and entry in metrics["reasons"]:
+            names.setdefault((what, metrics["reasons"][entry]), []).append(key)
+    return [f"no {what} of {', '.join(each)}: {why.replace('image', item)}" for (what, why), each in names.items()]
 
 
 def _cell(value: Any) -> str:

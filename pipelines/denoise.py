@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from anodiff.engine.loop import Summary
     from anodiff.model import DiffusionModel
-    from anodiff.pipelines.restoring import Batch
     from anodiff.restoration import Restored
+    from anodiff.restoration.batches import Batch
 
 #: what --noise rician says where sigma_from is "foreground"
 FALLBACK = (

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from anodiff.engine.loop import Summary
-    from anodiff.pipelines.restoring import Batch
     from anodiff.restoration import Restored
+    from anodiff.restoration.batches import Batch
 
 
 @with_common

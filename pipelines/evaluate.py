@@ -12,6 +12,7 @@ from anodiff.pipelines.common import (
     IMAGES_AT_ONCE,
     AnyBatch,
     Device,
+    Foreground,
     GroupBy,
     Layout,
     MaxMemory,
@@ -24,6 +25,7 @@ from anodiff.pipelines.common import (
     Seed,
     Set,
     drawn,
+    missing_text,
     open_model,
     say,
     table_text,
@@ -54,10 +56,15 @@ def main(
     layout: Layout = "auto",
     normal: Normal = "",
     group_by: GroupBy = "",
+    foreground: Foreground = "",
     map_format: Annotated[
         Literal["npy", "tiff"] | None, typer.Option(help="Format of the float maps of images.", show_default="npy")
     ] = None,
     heatmaps: Annotated[bool, typer.Option(help="Draw the heatmaps.")] = True,
+    early_exit: Annotated[
+        bool,
+        typer.Option("--early-exit", help="Let clearly normal images leave after the first level (calibrated so)."),
+    ] = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -88,8 +95,10 @@ def main(
         layout=layout,
         normal=normal,
         group_by=group_by,
+        foreground=foreground,
         map_format=map_format,
         heatmaps=heatmaps,
+        early_exit=early_exit,
         overwrite=overwrite,
         device=device,
         precision=precision,
@@ -112,8 +121,10 @@ def run(
     layout: str = "auto",
     normal: str = "",
     group_by: str = "",
+    foreground: str = "",
     map_format: str | None = None,
     heatmaps: bool = True,
+    early_exit: bool = False,
     overwrite: bool = False,
     device: str = "auto",
     precision: str = "auto",
@@ -125,44 +136,55 @@ def run(
     """Score and measure; returns what was done and the metrics (empty where the run was interrupted)."""
     from anodiff.anomaly import AnomalyDetector
     from anodiff.data.layouts import load_table
+    from anodiff.data.layouts.foregrounds import given
     from anodiff.engine.store import ResultStore
     from anodiff.files import write_json
     from anodiff.metrics import curves_of
     from anodiff.pipelines import clip_scoring, volume_evaluating, volume_scoring
     from anodiff.pipelines.closing import few_groups_note
+    from anodiff.pipelines.leaving import calls_an_image, exit_notes, refuse_leaving
     from anodiff.pipelines.reporting import write_score_report
-    from anodiff.pipelines.scoring import Outputs, ScoreJob, items_of_table, run_settings, score_items
+    from anodiff.pipelines.scoring import Outputs, ScoreJob, foreground_notes, items_of_table, run_settings, score_items
+    from anodiff.pipelines.sizes import refuse_any_size
     from anodiff.pipelines.truth import write_truth
 
     model = open_model(model_path, overrides, OPEN_KEYS)
     if model.config.video is not None:
-        clip_scoring.refuse_foreign({"--map-format": map_format, "--normal": normal, "--group-by": group_by})
+        refuse_leaving(early_exit, "clips")
+        clip_scoring.refuse_foreign(
+            {"--map-format": map_format, "--normal": normal, "--group-by": group_by, "--foreground": foreground}
+        )
         return clip_scoring.evaluate(
             model, model_path, data, output, preset=preset, split=split, subset=subset, baselines=baselines,
             layout=layout, heatmaps=heatmaps, overwrite=overwrite, device=device, precision=precision,
             batch_size=batch_size or IMAGES_AT_ONCE, seed=seed, quiet=quiet,
         )  # fmt: skip
     samples = load_table(data, layout, normal=normal, group_by=group_by, channels=model.provenance.get("channels", ()))
+    samples = given(samples, foreground)
     if volume_scoring.concerns(model, list(samples.table["path"])):
+        refuse_leaving(early_exit, "volumes")
         return volume_evaluating.run(
             model_path, data, output, samples, preset=preset, split=split, subset=subset, baselines=baselines,
             map_format=map_format, heatmaps=heatmaps, overwrite=overwrite, device=device, precision=precision,
             batch_size=batch_size, seed=seed, overrides=overrides, quiet=quiet,
         )  # fmt: skip
+    refuse_any_size(model, "--baselines", baselines)
     chosen = chosen_split(samples, split)
     say(f"{data}: layout {samples.layout}; {len(chosen)} images to measure", quiet)
     doubts = split_notes(samples, chosen)
     items = items_of_table(drawn(chosen, subset, seed))
     refuse_unlabelled(items, data)
-    detector = AnomalyDetector(model, preset or model.config.preset, device=device, precision=precision, seed=seed)
+    detector = AnomalyDetector(
+        model, preset or model.config.preset, device=device, precision=precision, seed=seed, early_exit=early_exit
+    )
     outputs = Outputs(output, map_format or "npy", heatmaps=heatmaps)
     detector.check_preprocess()
     job = ScoreJob(model, detector, outputs)
-    for note in job.notes:
+    for note in (*job.notes, *foreground_notes(items, job.foreground, detector.calibration)):
         say(f"note: {note}", quiet)
     with ResultStore.open(output, run_settings(model_path, model, detector, outputs), overwrite=overwrite) as store:
         summary = score_items(
-            job, items, store, batch_size=batch_size or IMAGES_AT_ONCE, workers=model.config.engine.workers, quiet=quiet
+            job, items, store, batch_size=batch_size, workers=model.config.engine.workers, quiet=quiet
         )
         rows = list(store.rows(items))
         write_truth(output, truth_rows(items, rows))
@@ -176,7 +198,7 @@ def run(
         for note in learnt:
             say(f"note: {note}", quiet)
         write_json(output / "metrics.json", metrics)
-        typer.echo(table_text(["metric", "value", "95 % low", "high"], metric_rows(metrics)))
+        typer.echo(metrics_text(metrics))
         write_score_report(
             output / "report.html", model, job, summary, rows, items,
             title=f"{model.config.name} on {data.name}", metrics=metrics, curves=curves_of(pools), notes=learnt,
@@ -187,7 +209,9 @@ def run(
             compared = compare(job, model, samples, items, rows, pools, metrics, quiet=quiet)
             write_json(output / "baselines.json", compared.as_json())
             typer.echo("\n" + compared.text())
-    say(f"{summary.sentence()}; {job.nfe} denoiser calls an image", quiet)
+    for note in exit_notes(job, rows):
+        say(note, quiet)
+    say(f"{summary.sentence()}; {calls_an_image(job, rows):.3g} denoiser calls an image", quiet)
     say(f"wrote {output / 'metrics.json'} and {output / 'report.html'}", quiet)
     return summary, metrics
 
@@ -287,6 +311,7 @@ def stored_maps(job: ScoreJob, items: Sequence[Item], rows: Sequence[dict[str, A
 def measured(job: ScoreJob, pools: Pools, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """metrics.json: the metrics with their intervals, and what they cost."""
     from anodiff.metrics import evaluate_pools
+    from anodiff.pipelines.leaving import exit_facts
     from anodiff.pipelines.reporting import seconds_per_image
 
     calibration = job.detector.calibration
@@ -294,7 +319,7 @@ def measured(job: ScoreJob, pools: Pools, rows: Sequence[dict[str, Any]]) -> dic
     others = {} if calibration is None else {"fpr1": calibration.pixel_threshold_fpr1}
     metrics = evaluate_pools(pools, pixel_threshold_fpr5=threshold, pixel_thresholds=others)
     failed = sum(row["status"] == "failed" for row in rows)
-    cost = {"nfe": job.nfe, "seconds_per_image": seconds_per_image(rows), "n_failed": failed}
+    cost = {"nfe": job.nfe, "seconds_per_image": seconds_per_image(rows), "n_failed": failed} | exit_facts(job, rows)
     cost |= {"pixel_threshold_fpr5": threshold} | {f"pixel_threshold_{name}": value for name, value in others.items()}
     return {
         **{name: value for name, value in metrics.items() if name != "reasons"},
@@ -303,6 +328,7 @@ def measured(job: ScoreJob, pools: Pools, rows: Sequence[dict[str, Any]]) -> dic
     }
 
 
-def metric_rows(metrics: dict[str, Any]) -> list[list[Any]]:
-    """The metrics as rows of a table."""
-    return [[name, metrics[name], *(metrics[f"{name}_ci95"] or (None, None))] for name in SHOWN]
+def metrics_text(metrics: dict[str, Any], item: str = "image") -> str:
+    """The shown metrics as a table, and a sentence on each reason for a dash in it; item: what is scored."""
+    rows = [[name, metrics[name], *(metrics[f"{name}_ci95"] or (None, None))] for name in SHOWN]
+    return "\n".join([table_text(["metric", "value", "95 % low", "high"], rows), *missing_text(metrics, SHOWN, item)])

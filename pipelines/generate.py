@@ -17,17 +17,28 @@ if TYPE_CHECKING:
 
     from anodiff.engine.loop import Summary
     from anodiff.engine.store import Item
+    from anodiff.model import DiffusionModel
+    from anodiff.pipelines.restoring import Closing, ReportMore
     from anodiff.restoration import Restorer
+
+
+#: pictures of the contact sheet
+MOST_TILES = 144
 
 
 class GenerateJob:
     """An item is the number of an image: read -> its number, compute -> float32 (h, w, C) in [-1, 1] and the cost.
 
-    of: the class and its guidance, as `Restorer.generate` takes them.
+    of: the class and its guidance, as `Restorer.generate` takes them. animation: also write the way of each image.
     """
 
-    def __init__(self, restorer: Restorer, folder: Path, npy: bool, of: Mapping[str, Any]) -> None:
+    def __init__(
+        self, restorer: Restorer, folder: Path, npy: bool, of: Mapping[str, Any], animation: bool = False
+    ) -> None:
         self.restorer, self.folder, self.npy, self.of = restorer, folder, npy, of
+        self.animation = animation
+        #: by number of an image that is computed and not yet written: what it was after each step
+        self.frames: dict[int, list[NDArray[np.uint8]]] = {}
 
     #: what the user should know, one sentence each
     notes: tuple[str, ...] = ()
@@ -40,8 +51,13 @@ class GenerateJob:
         """The images of these numbers."""
         import time
 
+        from anodiff.restoration.animation import Frames
+
         began = time.monotonic()
-        made = self.restorer.generate(batch, **self.of)
+        frames = Frames(len(batch)) if self.animation else None
+        made = self.restorer.generate(batch, **self.of, on_state=frames)
+        if frames is not None:
+            self.frames |= zip(batch, frames.shown, strict=True)
         seconds = (time.monotonic() - began) / len(batch)
         return [(image.permute(1, 2, 0).numpy(), made.nfe, seconds) for image in made.images]
 
@@ -55,6 +71,11 @@ class GenerateJob:
         write_png(self.folder / files["image"], display_image(values, -1.0, 1.0))
         if self.npy:
             files["array"] = write_array(self.folder, f"arrays/{item.id}.npy", values)
+        if self.animation:
+            from anodiff.restoration.animation import write_animation
+
+            files["animation"] = f"animations/{item.id}.gif"
+            write_animation(self.folder / files["animation"], self.frames.pop(int(item.extra)))
         return {"nfe": nfe, "seconds": seconds, "files": list(files.values()), **files}
 
     def pictures(self, item: Item, row: Mapping[str, Any]) -> Callable[[], tuple[None, NDArray[np.uint8]]]:
@@ -78,16 +99,30 @@ def main(
     steps: Steps = 32,
     sampler: Sampler = None,
     npy: Npy = False,
+    animation: Annotated[
+        bool, typer.Option("--animation", help="Also write the way from noise to image: OUTPUT/animations/<id>.gif.")
+    ] = False,
+    real: Annotated[
+        Path | None,
+        typer.Option(metavar="DATA", help="Real images, best the data of the training: how near the new ones are."),
+    ] = None,
 ) -> None:
-    """Generate images or volumes: OUTPUT/images/, results.csv and report.html.
+    """Generate images or volumes: OUTPUT/images/, grid.png with all of them, results.csv and report.html.
 
     Image k of a seed is always the same, however many are made; more can be added by a larger -n. The PNGs show the
     model's range [-1, 1] as black to white. A model of 3-D patches makes volumes, one that sees neighbouring slices
     makes slabs: float32 NIfTI in [-1, 1], with the orientation and the spacing of the recipe.
 
+    --animation writes the way of each image from noise as a GIF, one frame a step; the report shows it.
+
+    With --real (a folder, a known layout or a CSV; images) also quality.json and quality.png: how far the new images
+    are from real ones that the model was not trained on, beside how far real ones are from each other, and in the
+    report the nearest training images of each, which shows whether it is a copy.
+
     \b
     Examples:
       anodiff generate model.safetensors -n 16 --seed 0 --output out/new
+      anodiff generate model.safetensors -n 64 --real data/ --output out/judged
       anodiff generate model3d.safetensors -n 2 --output out/volumes
       anodiff generate model.safetensors --class diseased --guidance 2 --output out/diseased
       anodiff generate model.safetensors -n 64 --steps 100 --sampler ancestral --npy --output out/more
@@ -101,6 +136,8 @@ def main(
         steps=steps,
         sampler=sampler,
         npy=npy,
+        animation=animation,
+        real=real,
         common=common,
     )
     raise typer.Exit(summary.exit_code)
@@ -116,10 +153,18 @@ def run(
     steps: int = 32,
     sampler: str | None = None,
     npy: bool = False,
+    animation: bool = False,
+    real: Path | None = None,
     common: Common = COMMON,
 ) -> Summary:
-    """Generate ``count`` images of a model file; returns what was done. Errors of the run are AnodiffErrors."""
+    """Generate ``count`` images of a model file; returns what was done. Errors of the run are AnodiffErrors.
+
+    real: data set that they are compared with once all are made; it does not change them.
+    """
+    from functools import partial
+
     from anodiff.engine.store import Item
+    from anodiff.errors import ConfigError
     from anodiff.pipelines.restoring import chain_settings, computing, run_items
     from anodiff.pipelines.volume_generating import VolumeGenerateJob, makes_volumes
     from anodiff.restoration import Restorer
@@ -129,12 +174,19 @@ def run(
     restorer = Restorer(model, steps=steps, sampler=sampler, **computing(model, common))
     check_class(restorer, class_, guidance)
     volumes = makes_volumes(model, npy)
+    if volumes and animation:
+        raise ConfigError("--animation: expected a model of images, found one of volumes")
+    judged = None if real is None else judging(restorer, model, real, class_, count, npy, output, common.quiet)
     of = {"label": class_, "guidance": guidance}
-    job = VolumeGenerateJob(model, restorer, output, of) if volumes else GenerateJob(restorer, output, npy, of)
+    job = (
+        VolumeGenerateJob(model, restorer, output, of) if volumes else GenerateJob(restorer, output, npy, of, animation)
+    )
     for note in job.notes:
         say(f"note: {note}", common.quiet)
     items = [Item(f"{number:06d}", f"seed {common.seed}, number {number}", number) for number in range(count)]
+    closing = partial(finishing, job, items, output, judged, common.quiet)
     settings = {"class": class_, "guidance": guidance, **chain_settings(model_path, model, restorer), "npy": npy}
+    settings |= {"animation": True} if animation else {}
     return run_items(
         job,
         items,
@@ -146,4 +198,48 @@ def run(
         workers=model.config.engine.workers,
         pictures=job.pictures,
         unit="volumes" if volumes else "images",
+        closing=closing,
     )
+
+
+def finishing(
+    job: GenerateJob,
+    items: Sequence[Item],
+    folder: Path,
+    judged: Closing | None,
+    quiet: bool,
+    rows: Sequence[Mapping[str, Any]],
+) -> ReportMore:
+    """What follows a complete run: grid.png, and what is judged. Raises StorageError."""
+    from anodiff.files import atomic_write
+    from anodiff.pipelines.restoring import ReportMore
+    from anodiff.visualize.contact import contact_sheet
+
+    by_id = {item.id: item for item in items}
+    made = [row for row in rows if row["status"] == "ok"]
+    if made:
+        shown = [job.pictures(by_id[row["id"]], row)()[1] for row in made[:MOST_TILES]]
+        atomic_write(folder / "grid.png", contact_sheet(shown))
+        first = f", the first {MOST_TILES}" if len(made) > MOST_TILES else ""
+        say(f"wrote {folder / 'grid.png'}{first}", quiet)
+    return ReportMore() if judged is None else judged(rows)
+
+
+def judging(
+    restorer: Restorer,
+    model: DiffusionModel,
+    data: Path,
+    class_: str | None,
+    count: int,
+    npy: bool,
+    output: Path,
+    quiet: bool,
+) -> Closing:
+    """What compares the finished images with real ones, which are read first: errors come before any work."""
+    from functools import partial
+
+    from anodiff.pipelines import generate_quality
+
+    generate_quality.check_real(model, count, npy)
+    real = generate_quality.read_real(model, data, class_, quiet)
+    return partial(generate_quality.closing, restorer, model, real, output, quiet)

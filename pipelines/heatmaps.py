@@ -122,4 +122,6 @@ def with_heatmaps(scoring: Summary, drawing: Summary, store: ResultStore) -> Sum
         device_busy_share=scoring.device_busy_share * scoring.seconds / seconds,
         interrupted=drawing.interrupted,
         failures=(*scoring.failures, *drawing.failures),
+        processor_seconds=scoring.processor_seconds + drawing.processor_seconds,
+        beside_seconds=scoring.beside_seconds + drawing.processor_seconds,
     )

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from anodiff.data.volumes.volume import Volume
     from anodiff.engine.loop import Summary
     from anodiff.model import DiffusionModel
-    from anodiff.pipelines.restoring import Batch
     from anodiff.restoration import Restored
+    from anodiff.restoration.batches import Batch
 
 #: share of normal pixels above the threshold beyond which a pixel is painted anew
 NORMAL_SHARE = 0.99

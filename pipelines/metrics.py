@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from anodiff.errors import DataError, InputError, StorageError
-from anodiff.pipelines.common import say, table_text
+from anodiff.pipelines.common import missing_text, say, table_text
 from anodiff.pipelines.truth import read_csv, write_truth
 
 if TYPE_CHECKING:
@@ -289,13 +289,8 @@ def metrics_text(metrics: Mapping[str, Any]) -> str:
     """Every metric with its interval as a table, and the reason of each that is undefined."""
     named = [key for key in metrics if f"{key}_ci95" in metrics or key == "froc"]
     rows = [[key, metrics[key], *(metrics.get(f"{key}_ci95") or (None, None))] for key in named]
-    reasons = [metrics["reasons"].get(key) for key in named]
-    missing = [
-        f"{', '.join(key for key, text in zip(named, reasons, strict=True) if text == reason)}: {reason}"
-        for reason in dict.fromkeys(filter(None, reasons))
-    ]
     counts = f"{metrics['n_images']} images, {metrics['n_anomalous']} anomalous, {metrics['n_groups']} groups"
-    return "\n".join([table_text(["metric", "value", "95 % low", "high"], rows), counts, *missing])
+    return "\n".join([table_text(["metric", "value", "95 % low", "high"], rows), counts, *missing_text(metrics, named)])
 
 
 def notes_of(failed: Sequence[Mapping[str, str]], patients: Given | None, pairs: Sequence[Pair]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Any
 from anodiff.engine.loop import Summary
 from anodiff.engine.store import Item
 from anodiff.model import DiffusionModel
+from anodiff.pipelines.leaving import calls_an_image, exit_notes
 from anodiff.pipelines.scoring import ScoreJob, pictures_of, run_facts
 from anodiff.visualize.report import Report, ReportRow, write_report
 
@@ -41,16 +42,17 @@ def write_score_report(
                 "scored": detector.denoiser.precision,
             },
             "network_batch": detector.denoiser.network_batch,
+            "early_exit": None if detector.early_exit is None else detector.early_exit.to_json(),
             "detector": detector.settings.to_json(),
             "preprocess": model.config.preprocess.model_dump(mode="json"),
         },
-        summary=run_facts(job, summary, seconds_per_image(rows)),
+        summary=run_facts(job, summary, seconds_per_image(rows)) | {"nfe": calls_an_image(job, rows)},
         metrics=metrics,
         rows=[report_row(job, known[row["id"]], row) for row in rows],
         curves=curves or {},
         scale=job.scale,
         threshold=None if calibration is None else calibration.threshold,
-        notes=[*job.notes, *notes],
+        notes=[*job.notes, *exit_notes(job, rows), *notes],
     )
     write_report(path, report)
 

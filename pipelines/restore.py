@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from anodiff.data.readers import RawImage
     from anodiff.engine.loop import Summary
-    from anodiff.pipelines.restoring import Batch
     from anodiff.restoration import Operator, Restored
+    from anodiff.restoration.batches import Batch
 
 
 @with_common
@@ -48,8 +48,8 @@ def main(
 
     INPUT is what the operator left: the small image (superres; the result is so much larger), the blurred one (blur;
     widths in pixels of the model's grid), the one with rows missing (slices) or holes (mask), the zero-filled
-    reconstruction (kspace; the sampled lines are taken back from it), the decoded grey picture (jpeg, of that quality).
-    Files for slices, kspace and jpeg have the model's own size.
+    reconstruction (kspace; the sampled lines are taken back from it), the decoded picture (jpeg, of that quality; in
+    colour without subsampling of the chrominance). Files for slices, kspace and jpeg have the model's own size.
 
     \b
     Examples:
@@ -87,6 +87,8 @@ def run(
     common: Common = COMMON,
 ) -> Summary:
     """Restore `inputs` with a model file; returns what was done. Errors of the run as a whole are AnodiffErrors."""
+    from functools import partial
+
     import torch
 
     from anodiff.pipelines.restoring import RestoringJob, computing, run_restoring
@@ -103,6 +105,10 @@ def run(
     model = open_model(model_path, common.overrides, OPEN_KEYS)
     config = model.config.preprocess
     solver = solver_name(solver, known or Mask(torch.zeros(config.size, dtype=torch.bool)))
+    if isinstance(known, Jpeg) and config.channels not in (1, 3):
+        raise ConfigError(
+            f"--operator jpeg: expected a model of grey or colour images, found one of {config.channels} channels"
+        )
     if isinstance(known, Jpeg) and config.intensity.kind != "unit_range":
         raise ConfigError(
             f"--operator jpeg: expected a model whose intensities are those of the file (unit_range), found "
@@ -126,7 +132,7 @@ def run(
         npy=npy,
         factor=known.factor if isinstance(known, SuperResolution) else 1,
         same_size=isinstance(known, Slices | KSpace | Jpeg),
-        refuse=_refuse_no_jpeg if isinstance(known, Jpeg) else None,
+        refuse=partial(_refuse_no_jpeg, config.channels) if isinstance(known, Jpeg) else None,
         blind=True,
     )
     missing = Mask(torch.zeros(config.size, dtype=torch.bool))
@@ -157,19 +163,42 @@ def _measured(operator: Operator, images: Tensor) -> Tensor:
     return operator(images)
 
 
-def _refuse_no_jpeg(raw: RawImage) -> None:
-    """Raises InputError for a picture whose blocks were not quantised as grey levels from 0 to 255."""
+def _refuse_no_jpeg(expected: int, raw: RawImage) -> None:
+    """Raises InputError for a picture whose blocks were not quantised as the operator does, 8 bits a channel."""
     from anodiff.restoration.quantisation import BLOCK
 
     height, width, channels = raw.pixels.shape
     if height % BLOCK or width % BLOCK:
         raise InputError(f"{raw.path}: expected sides of whole blocks of {BLOCK} pixels, found {width}x{height}")
-    if channels != 1:
+    if channels != expected:
+        kinds = {1: "grey picture", 3: "colour picture"}
         raise InputError(
-            f"{raw.path}: expected a grey picture, of which a JPEG quantises the grey levels, found {channels} channels"
+            f"{raw.path}: expected a {kinds[expected]}, as the model's are, found {channels} "
+            f"channel{'s' if channels > 1 else ''}"
         )
     if (raw.dtype, raw.low, raw.high) != ("uint8", 0, 255):
         raise InputError(
-            f"{raw.path}: expected grey levels of 8 bit, as a JPEG has them, found {raw.dtype} from {raw.low:g} to "
+            f"{raw.path}: expected levels of 8 bit, as a JPEG has them, found {raw.dtype} from {raw.low:g} to "
             f"{raw.high:g}"
         )
+    if channels > 1 and (found := _subsampling(raw.path)) is not None:
+        raise InputError(
+            f"{raw.path}: expected a JPEG whose chrominance is as fine as its luminance (4:4:4), found {found}"
+        )
+
+
+def _subsampling(path: str) -> str | None:
+    """How coarse a file of colour has its chrominance; None where as fine as its luminance, or where it is no JPEG."""
+    from PIL import Image, JpegImagePlugin
+
+    try:
+        with Image.open(path) as picture:
+            layers = getattr(picture, "layer", None) if picture.format == "JPEG" else None
+            if not layers:
+                return None
+            known = JpegImagePlugin.get_sampling(picture)
+    except OSError:  # read by another reader: no JPEG
+        return None
+    if len({(across, down) for _, across, down, *_ in layers}) == 1:
+        return None
+    return {1: "4:2:2", 2: "4:2:0"}.get(known, "subsampled chrominance")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,22 @@ from torch import Tensor
 from anodiff.data.preprocess import Geometry, Prepared, Preprocessor, resize, select_channels
 from anodiff.data.readers import RawImage, read_image
 from anodiff.engine.device import describe
-from anodiff.engine.loop import Job, Stop, Stopped, Summary, run_job
+from anodiff.engine.loop import Job, Summary, run_job
 from anodiff.engine.progress import Progress
+from anodiff.engine.stopping import Stop, Stopped
 from anodiff.engine.store import Item, ResultStore
 from anodiff.errors import ConfigError, InputError
 from anodiff.files import make_folder
 from anodiff.model import DiffusionModel
 from anodiff.pipelines.common import Common, file_digest, say
 from anodiff.pipelines.restoring_masks import MaskSource, model_mask
-from anodiff.restoration import Restored, Restorer
+from anodiff.pipelines.sizes import by_size
+from anodiff.restoration import Restorer
+from anodiff.restoration.batches import Batch, Task
 from anodiff.restoration.chains import ChainStep, OnStep
 from anodiff.restoration.intensity import Intensity, background_of, intensity_of, noise_left, without
 from anodiff.restoration.output import like_file, read_values, write_array, write_image, write_png
-from anodiff.restoration.report import RestoredRow, write_restoration_report
+from anodiff.restoration.report import Beside, RestoredRow, write_restoration_report
 from anodiff.visualize.heatmap import display_image
 
 COLUMNS = ("id", "path", "nfe", "status", "error", "seconds")
@@ -37,23 +40,17 @@ SHOWN_PX = 1024
 
 
 @dataclass(frozen=True)
-class Batch:
-    """What a task is given: images (N, C, h, w), foreground (N, h, w), masks (N, h, w) or None, intensities of each.
+class ReportMore:
+    """What a job adds to its report: facts and notes, a figure (PNG), and by id what is shown below a row's picture."""
 
-    background: bool (N, h, w), made when it is asked for: outside the foreground before erosion, not in padding.
-    noise_left: (N,), made when it is asked for: share of the variance of white noise that resizing left.
-    """
-
-    images: Tensor
-    foreground: Tensor
-    masks: Tensor | None
-    intensities: Sequence[Intensity]
-    background: Callable[[], Tensor]
-    noise_left: Callable[[], Tensor]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    figure: bytes | None = None
+    beside: Mapping[str, Beside] = field(default_factory=dict)
 
 
-#: the tensor function of a job: what became of the images, and masks (N, h, w) of where, if the task found them itself
-Task = Callable[[Batch], tuple[Restored, Tensor | None]]
+#: from the rows of a complete run
+Closing = Callable[[Sequence[Mapping[str, Any]]], ReportMore]
 
 
 @dataclass(frozen=True)
@@ -142,13 +139,7 @@ class RestoringJob:
 
     def compute(self, batch: list[Loaded]) -> Sequence[Done]:
         """Runs the task over a batch on the device, images of one size at a time."""
-        rows: dict[tuple[int, int], list[int]] = {}
-        for row, loaded in enumerate(batch):
-            rows.setdefault(loaded.prepared.geometry.model, []).append(row)
-        done: dict[int, Done] = {}
-        for same in rows.values():
-            done |= zip(same, self._compute([batch[row] for row in same]), strict=True)
-        return [done[row] for row in range(len(batch))]
+        return by_size(batch, self._compute)
 
     def _compute(self, batch: list[Loaded]) -> Sequence[Done]:
         began = time.monotonic()
@@ -274,13 +265,15 @@ def run_items(
     columns: Sequence[str] = (),
     unit: str = "images",
     rows: list[dict[str, Any]] | None = None,
+    closing: Closing | None = None,
 ) -> Summary:
     """The loop over items with its table and report, for inputs that are files and for numbers alike.
 
     Chains take long: their steps are shown, and Ctrl-C ends them after the one in hand. No more images are computed at
     once than one chain has rows, so that the others are recorded by then.
 
-    unit: what an item is; "volumes" are large, and computed one at a time. rows: is given the rows of the run.
+    unit: what an item is; "volumes" are large, and computed one at a time. rows: is given the rows of the run. closing:
+    looks at the rows of a run that is complete, and says what else the report shows.
     """
     alone = unit == "volumes"
     stop = Stop()
@@ -305,6 +298,7 @@ def run_items(
             rows += store.rows(items)
         if not summary.interrupted:
             by_id = {item.id: item for item in items}
+            more = ReportMore() if closing is None else closing(list(store.rows(items)))
             shown = [
                 RestoredRow(
                     row["id"],
@@ -312,13 +306,16 @@ def run_items(
                     row["status"],
                     row.get("error", ""),
                     pictures(by_id[row["id"]], row) if row["status"] == "ok" else None,
+                    more.beside.get(row["id"]),
+                    row.get("animation"),
                 )
                 for row in store.rows(items)
             ]
             device = describe(restorer.denoiser.device, restorer.denoiser.precision)
-            facts = {unit: summary.ok, "failed": summary.failed, **settings, **device}
+            facts = {unit: summary.ok, "failed": summary.failed, **settings, **device, **more.facts}
             facts = {key: value for key, value in facts.items() if not key.startswith(("preprocess.", "volume."))}
-            write_restoration_report(folder / "report.html", f"anodiff {name}", facts, shown, restorer.notes)
+            notes = (*restorer.notes, *more.notes)
+            write_restoration_report(folder / "report.html", f"anodiff {name}", facts, shown, notes, more.figure)
     say(summary.sentence(unit), common.quiet)
     page = "" if summary.interrupted else f" and {folder / 'report.html'}"
     say(f"wrote {folder / 'results.csv'}{page}", common.quiet)
@@ -353,6 +350,9 @@ def chain_settings(model_path: Path, model: DiffusionModel, restorer: Restorer) 
         "precision": restorer.denoiser.precision,
         "network_batch": restorer.denoiser.network_batch,
     }
+    engine = model.config.engine
+    if engine.window is not None:
+        settings |= {"window": list(engine.window), "overlap": engine.overlap}
     return settings | {
         f"preprocess.{key}": value for key, value in model.config.preprocess.model_dump(mode="json").items()
     }

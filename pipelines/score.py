@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,6 +13,7 @@ from anodiff.errors import ConfigError, DataError
 from anodiff.pipelines.common import (
     COMMON,
     Common,
+    Foreground,
     MaxMemory,
     Model,
     Output,
@@ -41,6 +43,7 @@ def main(
     output: Output,
     common: Common,
     preset: Preset = None,
+    foreground: Foreground = "",
     map_format: Annotated[
         Literal["npy", "tiff"] | None, typer.Option(help="Format of the float maps of images.", show_default="npy")
     ] = None,
@@ -50,13 +53,17 @@ def main(
     heatmaps: Annotated[bool, typer.Option(help="Draw the heatmaps.")] = True,
     dicom: Annotated[
         list[str] | None,
-        typer.Option(metavar="pm|seg|sc", help="Of DICOM volumes also a parametric map, segmentation, overlay."),
+        typer.Option(metavar="pm,seg,sc", help="Of DICOM volumes also a parametric map, segmentation, overlay."),
     ] = None,
     show_phi: Annotated[
         bool, typer.Option("--show-phi", help="Name the patients of DICOM volumes in the report.")
     ] = False,
     annotate: Annotated[
         bool, typer.Option("--annotate", help="Of clips also a video with heatmap and scores.")
+    ] = False,
+    early_exit: Annotated[
+        bool,
+        typer.Option("--early-exit", help="Let clearly normal images leave after the first level (calibrated so)."),
     ] = False,
     max_memory: MaxMemory = None,
 ) -> None:
@@ -74,19 +81,23 @@ def main(
       anodiff score model.safetensors 'night/*.png' day.csv --output out/day --preset one-step
       anodiff score model.safetensors scans/ --output out/scans --set engine.network_batch=64 --device cuda
       anodiff score model.safetensors study/ --output out/ct --dicom sc
+      anodiff score model.safetensors scans/ --output out/scans --foreground '{stem}_bet.nii.gz'
       anodiff score runs/ped2/model.safetensors night.mp4 --output out/night --annotate
+      anodiff score model.safetensors slides/ --output out/slides --set 'engine.window=[256, 256]'
     """
     summary = run(
         model,
         inputs,
         output,
         preset=preset,
+        foreground=foreground,
         map_format=map_format,
         maps=maps,
         heatmaps=heatmaps,
-        dicom=dicom or (),
+        dicom=[kind.strip() for each in dicom or () for kind in each.split(",")],
         show_phi=show_phi,
         annotate=annotate,
+        early_exit=early_exit,
         common=replace(common, overrides=within_memory(common.overrides, max_memory)),
     )
     raise typer.Exit(summary.exit_code)
@@ -98,12 +109,14 @@ def run(
     output: Path,
     *,
     preset: str | None = None,
+    foreground: str = "",
     map_format: str | None = None,
     maps: bool | None = None,
     heatmaps: bool = True,
     dicom: Sequence[str] = (),
     show_phi: bool = False,
     annotate: bool = False,
+    early_exit: bool = False,
     common: Common = COMMON,
     **options: Any,
 ) -> Summary:
@@ -111,17 +124,23 @@ def run(
 
     options: fields of ``common`` by their names, such as ``device="cpu"``, in place of those it has.
     """
+    began = time.process_time()
     from anodiff.anomaly import AnomalyDetector
+    from anodiff.data.layouts.foregrounds import foregrounds_of, listed_in, without
     from anodiff.engine.store import ResultStore
     from anodiff.pipelines import clip_scoring, volume_scoring
     from anodiff.pipelines.closing import say_anomalous
+    from anodiff.pipelines.leaving import calls_an_image, exit_notes, refuse_leaving
     from anodiff.pipelines.reporting import write_score_report
-    from anodiff.pipelines.scoring import Outputs, ScoreJob, items_of_paths, run_settings, score_items
+    from anodiff.pipelines.scoring import Outputs, ScoreJob, foreground_notes, items_of_paths, run_settings, score_items
 
     common = replace(common, **options)
     model = open_model(model_path, common.overrides, OPEN_KEYS)
     if model.config.video is not None:
-        clip_scoring.refuse_foreign({"--map-format": map_format, "--dicom": dicom, "--show-phi": show_phi})
+        refuse_leaving(early_exit, "clips")
+        clip_scoring.refuse_foreign(
+            {"--map-format": map_format, "--dicom": dicom, "--show-phi": show_phi, "--foreground": foreground}
+        )
         return clip_scoring.run(
             model, model_path, inputs, output, preset=preset, maps=bool(maps), heatmaps=heatmaps, annotate=annotate,
             overwrite=common.overwrite, batch_size=common.images_at_once, quiet=common.quiet, **common.computing,
@@ -131,31 +150,38 @@ def run(
         raise ConfigError(f"--annotate: expected a model of clips (its recipe has video), found one of {kind}")
     maps = maps is not False
     if volume_scoring.concerns(model, inputs):
+        refuse_leaving(early_exit, "volumes")
         return volume_scoring.run(
-            model_path, inputs, output, preset=preset, map_format=map_format, maps=maps, heatmaps=heatmaps,
-            dicom=dicom, show_phi=show_phi, overwrite=common.overwrite, overrides=common.overrides, quiet=common.quiet,
-            batch_size=common.batch_size, **common.computing,
+            model_path, inputs, output, preset=preset, foreground=foreground, map_format=map_format, maps=maps,
+            heatmaps=heatmaps, dicom=dicom, show_phi=show_phi, overwrite=common.overwrite,
+            overrides=common.overrides, quiet=common.quiet, batch_size=common.batch_size, **common.computing,
         )  # fmt: skip
     if dicom:
         raise ConfigError(f"--dicom {dicom[0]}: expected DICOM among the inputs, found 2-D images")
-    items = items_of_paths(images_of(inputs, output, common.quiet))
-    detector = AnomalyDetector(model, preset or model.config.preset, **common.computing)
+    paths = images_of(inputs, output, common.quiet)
+    found = foregrounds_of(paths, foreground, listed_in(inputs))
+    items = items_of_paths(without(paths, found), found)
+    detector = AnomalyDetector(model, preset or model.config.preset, early_exit=early_exit, **common.computing)
     outputs = Outputs(output, map_format or "npy", maps, heatmaps)
     detector.check_preprocess()
     job = ScoreJob(model, detector, outputs)
-    for note in job.notes:
+    for note in (*job.notes, *foreground_notes(items, job.foreground, detector.calibration)):
         say(f"note: {note}", common.quiet)
     with ResultStore.open(
         output, run_settings(model_path, model, detector, outputs), overwrite=common.overwrite
     ) as store:
         summary = score_items(
-            job, items, store, batch_size=common.images_at_once, workers=model.config.engine.workers, quiet=common.quiet
+            job, items, store, batch_size=common.batch_size, workers=model.config.engine.workers, quiet=common.quiet
         )
         rows = list(store.rows(items))
         if not summary.interrupted:
+            summary = summary.with_whole(time.process_time() - began)
             write_score_report(output / "report.html", model, job, summary, rows, items)
+            summary = summary.with_whole(time.process_time() - began)
     say_anomalous(rows, "images", common.quiet)
-    say(f"{summary.sentence()}; {job.nfe} denoiser calls an image", common.quiet)
+    for note in exit_notes(job, rows):
+        say(note, common.quiet)
+    say(f"{summary.sentence()}; {calls_an_image(job, rows):.3g} denoiser calls an image", common.quiet)
     page = "" if summary.interrupted else f" and {output / 'report.html'}"
     say(f"wrote {output / 'scores.csv'}{page}", common.quiet)
     return summary

@@ -75,7 +75,8 @@ def run(
     say(described(divided, data, keeps, seed), quiet)
     findings = checked(divided, quiet)
     rows, unnamed = manifest_rows(divided, output)
-    write_csv(output, (*COLUMNS, "class") if any(row["class"] for row in rows) else COLUMNS, rows)
+    more = [name for name in ("class", "foreground") if any(row[name] for row in rows)]
+    write_csv(output, (*COLUMNS, *more), rows)
     typer.echo(counts_text(count_splits(divided)))
     for text in (*unnamed, *summaries(findings)):
         say(text, quiet)
@@ -123,7 +124,7 @@ def manifest_rows(samples: SampleTable, output: Path) -> tuple[list[dict[str, ob
     rows: list[dict[str, object]] = []
     unnamed = []
     for row in samples.table.to_dict("records"):
-        names = {column: manifest_path(str(row[column]), output) for column in ("path", "mask")}
+        names = {column: manifest_path(str(row[column]), output) for column in ("path", "mask", "foreground")}
         try:
             "".join((*names.values(), str(row["group"]), str(row["class_name"]))).encode()
         except UnicodeEncodeError:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from anodiff.engine.loop import Summary
     from anodiff.model import DiffusionModel
-    from anodiff.pipelines.restoring import Batch
     from anodiff.restoration import Restored, Restorer
+    from anodiff.restoration.batches import Batch
 
 COLUMNS = ("content_ssim", "style_distance", "style_distance_before", "cycle_rmse")
 #: images of the target model that its style is measured by

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anodiff.errors import TrainingError
-from anodiff.pipelines.common import Device, GroupBy, Layout, Normal, Precision, Set, left_out, say
+from anodiff.pipelines.common import Device, Foreground, GroupBy, Layout, Normal, Precision, Set, left_out, say
 
 if TYPE_CHECKING:
     from anodiff.config import AnodiffConfig
@@ -34,6 +34,7 @@ def main(
     layout: Layout = "auto",
     normal: Normal = "",
     group_by: GroupBy = "",
+    foreground: Foreground = "",
     device: Device = "auto",
     precision: Precision = "auto",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images an update and process.")] = None,
@@ -56,8 +57,8 @@ def main(
         with_overrides.append(f"training.seed={seed}")
     _, failed = run(
         config, data, output,
-        overrides=with_overrides, resume=resume, layout=layout, normal=normal, group_by=group_by, device=device,
-        precision=precision,
+        overrides=with_overrides, resume=resume, layout=layout, normal=normal, group_by=group_by,
+        foreground=foreground, device=device, precision=precision,
     )  # fmt: skip
     raise typer.Exit(int(bool(failed)))
 
@@ -72,6 +73,7 @@ def run(
     layout: str = "auto",
     normal: str = "",
     group_by: str = "",
+    foreground: str = "",
     device: str = "auto",
     precision: str = "auto",
     quiet: bool = False,
@@ -82,9 +84,10 @@ def run(
     import anodiff.pipelines.calibrate  # noqa: F401
     from anodiff.config import load_config
     from anodiff.data.layouts import load_table
+    from anodiff.data.layouts.foregrounds import given
     from anodiff.engine.device import resolve_device, resolve_precision
     from anodiff.files import make_folder
-    from anodiff.pipelines import clip_training, volume_training
+    from anodiff.pipelines import clip_scoring, clip_training, volume_training
     from anodiff.training import Trainer, load_checkpoint, split_normals
     from anodiff.training.processes import processes
     from anodiff.training.standard_scale import fit_images
@@ -92,10 +95,11 @@ def run(
     config = load_config(config_name, overrides)
     check_presets(config)
     if config.video is not None:
+        clip_scoring.refuse_foreign({"--foreground": foreground})
         return clip_training.run(
             config, data, output, resume=resume, layout=layout, device=device, precision=precision, quiet=quiet
         )
-    samples = load_table(data, layout, normal=normal, group_by=group_by)
+    samples = given(load_table(data, layout, normal=normal, group_by=group_by), foreground)
     if config.volume is not None:
         return volume_training.run(
             config, data, output, samples, resume=resume, device=device, precision=precision, quiet=quiet
@@ -108,7 +112,7 @@ def run(
             chosen = resolve_device(f"cuda:{group.local_rank}")
         kept, held = split_normals(samples, config.training.holdout, config.training.seed)
         silent = quiet or not group.first
-        config = fit_images(config, list(kept.table["path"]), silent)
+        config = fit_images(config, list(kept.table["path"]), silent, list(kept.table["foreground"]))
         learnt, heldout = read_parts(config, samples, kept, held, silent)
         trainer = Trainer(
             config,

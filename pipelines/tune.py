@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 #: normals that fit the normal error, for each one that anomalies are planted in
 FIT_SHARE = 4
 #: slots of the settings that the search leaves alone, and the page leaves out
-FIXED = ("pairs", "where", "box", "sampler", "steps", "grid", "variance", "guidance", "refine", "map_px",
+FIXED = ("pairs", "where", "box", "sampler", "steps", "grid", "trajectory", "variance", "guidance", "refine", "map_px",
          "scale_floor", "limits", "foreground")  # fmt: skip
 
 
@@ -120,6 +120,7 @@ def run(
     """Tunes, calibrates, writes model, page and numbers; returns the tuning, and a sentence for each image left out."""
     from anodiff.anomaly.tuning import tune
     from anodiff.files import write_json
+    from anodiff.pipelines.sizes import refuse_any_size
     from anodiff.visualize.tuning import write_tune_page
 
     check_paths(model_path, output)
@@ -127,6 +128,7 @@ def run(
     model = open_model(model_path, overrides, OPEN_KEYS)
     config = model.config
     preset = preset or config.preset
+    refuse_any_size(model, "anodiff tune")
 
     known = read_normals(
         model,

@@ -11,7 +11,7 @@ from anodiff.anomaly.volume_calibration import VolumeCalibration
 from anodiff.anomaly.volume_fitting import Limits, NormalVolume, fit_volumes, steps
 from anodiff.anomaly.volumes import VolumeDetector
 from anodiff.data.table import group_keys
-from anodiff.data.volumes.read import read_volume
+from anodiff.data.volumes.read import read_given, read_volume
 from anodiff.errors import InputError
 from anodiff.pipelines.common import drawn, left_out, say
 from anodiff.pipelines.volume_scoring import OPEN_KEYS, network_batch, open_volume_model
@@ -53,10 +53,11 @@ def run(
     )  # fmt: skip
     say(f"{normals}: layout {samples.layout}", quiet)
     fitting, deciding = normal_parts(samples)
+    notes = (*notes, *given_note(samples))
     if notes:
         notes = (*notes, *unknown_note(model))
     else:
-        notes = learnt_from(model, drawn(deciding, model.config.calibration.threshold_images, seed), normals,
+        notes += learnt_from(model, drawn(deciding, model.config.calibration.threshold_images, seed), normals,
                             allow_trained, quiet)  # fmt: skip
     for note in notes:
         say(f"note: {note}", quiet)
@@ -99,6 +100,14 @@ def learnt_from(
     return trained_note(model, hashes, normals, allowed, "volume")
 
 
+def given_note(samples: SampleTable) -> tuple[str, ...]:
+    """A sentence where volumes come with a foreground of their own."""
+    named = [str(file) for file in samples.table["foreground"] if file]
+    if not named:
+        return ()
+    return (f"the foreground of {len(named)} of {len(samples)} volumes is given (first {named[0]})",)
+
+
 def unknown_note(model: DiffusionModel) -> tuple[str, ...]:
     """A sentence on a model of images, which cannot tell whether it has learnt from slices of a volume."""
     if model.seen is None:
@@ -136,6 +145,8 @@ def fit(
 def normal_volumes(samples: SampleTable) -> list[NormalVolume]:
     """The volumes of a table, read when they are needed; a volume of no known group is a group of its own."""
     return [
-        NormalVolume(partial(read_volume, str(path)), str(group))
-        for path, group in zip(samples.table["path"], group_keys(samples), strict=True)
+        NormalVolume(partial(read_given, str(path), str(foreground)), str(group))
+        for path, foreground, group in zip(
+            samples.table["path"], samples.table["foreground"], group_keys(samples), strict=True
+        )
     ]

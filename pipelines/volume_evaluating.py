@@ -16,9 +16,10 @@ from anodiff.errors import ConfigError
 from anodiff.files import write_json
 from anodiff.metrics import evaluate_pools, pool_maps
 from anodiff.pipelines.closing import few_groups_note
-from anodiff.pipelines.common import drawn, say, table_text
-from anodiff.pipelines.scoring import items_of_table
+from anodiff.pipelines.common import drawn, say
+from anodiff.pipelines.scoring import foreground_notes, items_of_table
 from anodiff.pipelines.volume_job import VolumeItem, VolumeJob, VolumeOutputs, load_voxels
+from anodiff.pipelines.volume_remarks import seen_share
 from anodiff.pipelines.volume_scoring import (
     network_batch,
     open_volume_model,
@@ -61,7 +62,7 @@ def run(
     """
     from anodiff.pipelines.evaluate import (
         chosen_split,
-        metric_rows,
+        metrics_text,
         refuse_unlabelled,
         split_notes,
         trained_notes,
@@ -84,8 +85,11 @@ def run(
     )  # fmt: skip
     detector.check()
     outputs = VolumeOutputs(output, heatmaps=heatmaps, measured=True)
-    job = VolumeJob(detector, outputs, model.config.preprocess.channel, None if notes else model.seen)
-    notes = (*notes, *job.notes, *split_notes(samples, chosen))
+    job = VolumeJob(
+        detector, outputs, model.config.preprocess.channel, None if notes else model.seen, seen_share(model.provenance)
+    )
+    about = foreground_notes(items, job.foreground, job.of_images)
+    notes = (*notes, *job.notes, *about, *split_notes(samples, chosen))
     for note in notes:
         say(f"note: {note}", quiet)
     with ResultStore.open(output, settings_of(model_path, model, job), overwrite=overwrite) as store:
@@ -101,7 +105,7 @@ def run(
         for note in learnt:
             say(f"note: {note}", quiet)
         write_json(output / "metrics.json", metrics)
-        typer.echo(table_text(["metric", "value", "95 % low", "high"], metric_rows(metrics)))
+        typer.echo(metrics_text(metrics, "volume"))
         write_report(
             output / "report.html", model, job, summary, rows, items,
             title=f"{model.config.name} on {data.name}", metrics=metrics, notes=(*notes, *learnt, *remark_notes(rows)),

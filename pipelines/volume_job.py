@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anodiff.anomaly.candidates import Candidates, find_candidates
+from anodiff.anomaly.volume_calibration import VolumeCalibration
 from anodiff.anomaly.volumes import SliceScore, VolumeDetector, VolumeResult
 from anodiff.data.volumes.discover import split_mark
 from anodiff.data.volumes.marks import channel_files, split_labels
 from anodiff.data.volumes.nifti import read_nifti, write_map
 from anodiff.data.volumes.preprocess import PreparedVolume
-from anodiff.data.volumes.read import read_mask, read_volume
+from anodiff.data.volumes.read import read_mask, read_volume, with_given
 from anodiff.data.volumes.volume import Volume, VolumeSource
 from anodiff.engine.store import STATE_FOLDER, Item
 from anodiff.errors import InputError
@@ -28,8 +29,10 @@ from anodiff.pipelines.heatmaps import NOT_DRAWN
 from anodiff.pipelines.pictures import map_spread
 from anodiff.pipelines.scoring import Outputs, short_float
 from anodiff.pipelines.volume_pictures import affine_mm, overlay_volume, save_planes, shown_volume, volume_scale
+from anodiff.pipelines.volume_remarks import merged_remark, seen_remark
 
 if TYPE_CHECKING:
+    from anodiff.anomaly.calibration import Calibration
     from anodiff.data.seen import SeenImages
 
 #: bool voxels of a measured volume: its foreground, and its annotation
@@ -45,14 +48,17 @@ class VolumeItem(Item):
 
     @property
     def stamp(self) -> str:
-        """Changes when any of its files does, its mask among them; empty where one cannot be looked at."""
+        """Changes when any of its files does, mask and foreground too; empty where one cannot be looked at."""
         try:
             known = (*self._files(), *_files_below(split_labels(self.extra.mask)[0] if self.extra.mask else ""))
             found = [os.stat(file) for file in known]
+            given = [os.stat(file) for file in _files_below(split_labels(self.extra.foreground)[0])]
         except (OSError, ValueError):
             return ""
         newest = max((each.st_mtime_ns for each in found), default=0)
         named = "" if self.extra.label is None and not self.extra.mask else f":{self.extra.label}:{self.extra.mask}"
+        times = [(each.st_size, each.st_mtime_ns) for each in given]
+        named += f":{self.extra.foreground}:{times}" if given else ""
         return f"{len(found)}:{sum(each.st_size for each in found)}:{newest}{named}"
 
     def _files(self) -> tuple[str, ...]:
@@ -103,7 +109,10 @@ class ScoredVolume:
 
 
 class VolumeJob:
-    """read -> LoadedVolume, compute -> ScoredVolume, write -> the row of scores.csv; see `anodiff.engine.loop.Job`."""
+    """read -> LoadedVolume, compute -> ScoredVolume, write -> the row of scores.csv; see `anodiff.engine.loop.Job`.
+
+    seen: of the model, where it knows volumes again. seen_share: see `anodiff.pipelines.volume_remarks.seen_share`.
+    """
 
     def __init__(
         self,
@@ -111,9 +120,12 @@ class VolumeJob:
         outputs: VolumeOutputs,
         channel: int | None = None,
         seen: SeenImages | None = None,
+        seen_share: float | None = None,
     ) -> None:
         self.detector, self.outputs, self.channel, self.seen = detector, outputs, channel, seen
+        self.seen_share = seen_share
         self.quantiles = detector.voxel_quantiles
+        self.foreground = detector.slicer.preprocess.foreground
         self.scale = volume_scale(detector.calibration, self.quantiles)
 
     @property
@@ -122,9 +134,16 @@ class VolumeJob:
         drawn = self.outputs.maps or self.scale is not None or not self.outputs.heatmaps
         return self.detector.notes if drawn else (*self.detector.notes, NOT_DRAWN)
 
+    @property
+    def of_images(self) -> Calibration | None:
+        """The calibration where it is on images; one on volumes remarks on each volume itself."""
+        found = self.detector.calibration
+        return None if isinstance(found, VolumeCalibration) else found
+
     def read(self, item: VolumeItem) -> LoadedVolume:
-        """One volume from disk, with its mask where one is named; InputError where either cannot be used."""
+        """One volume from disk, with foreground and mask where they are named; InputError where one cannot be used."""
         volume, mask = self.look(item)
+        volume = with_given(volume, item.extra.foreground)
         remarks = (*volume.remarks, *self.detector.doubts(volume))
         return LoadedVolume(volume, self.detector.prepare(volume), mask, remarks, self._trained_on(volume))
 
@@ -180,7 +199,8 @@ class VolumeJob:
             files["heatmap"] = f"heatmaps/{item.id}.png"
             self.draw(self.outputs.folder / files["heatmap"], volume, computed.loaded.mask, values, peak)
         candidates = self._candidates(volume, values, inside)
-        remarks = [*computed.loaded.remarks, *result.remarks]
+        doubts = (merged_remark(candidates.listed, int(inside.sum())), seen_remark(self.seen_share))
+        remarks = [*computed.loaded.remarks, *result.remarks, *(doubt for doubt in doubts if doubt)]
         if candidates.left_out:
             total = len(candidates.listed) + candidates.left_out
             remarks.append(

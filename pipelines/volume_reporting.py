@@ -79,7 +79,9 @@ def score_rule(job: VolumeJob) -> str:
 def report_row(job: VolumeJob, item: VolumeItem, row: dict[str, Any], show_phi: bool) -> VolumeRow:
     """One recorded row for the report; its voxels are read only if they are shown."""
     lesions = [
-        Lesion(each["volume_mm3"], each["peak"], tuple(each["centre_mm"]), each["mean_p_value"])
+        Lesion(
+            each["volume_mm3"], each["peak"], tuple(each["centre_mm"]), each["mean_p_value"], tuple(each["peak_voxel"])
+        )
         for each in row.get("lesions", ())[:LISTED]
     ]
     return VolumeRow(
@@ -93,6 +95,7 @@ def report_row(job: VolumeJob, item: VolumeItem, row: dict[str, Any], show_phi: 
         error=row.get("error", ""),
         lesions=lesions,
         candidates=len(row.get("lesions", ())) + row.get("lesions_left_out", 0),
+        peak_voxel=tuple(row["peak"]) if row.get("peak") else None,
         remarks=row.get("remarks", ()),
         views=views_of(job, item, row) if row["status"] == "ok" else None,
     )

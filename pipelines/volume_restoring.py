@@ -15,10 +15,9 @@ from anodiff.model import DiffusionModel
 from anodiff.pipelines.common import Common, open_model, say
 from anodiff.pipelines.restoring import chain_settings, run_items
 from anodiff.pipelines.restoring_options import OPEN_KEYS
-from anodiff.pipelines.scoring import Truth
-from anodiff.pipelines.volume_job import VolumeItem
 from anodiff.pipelines.volume_restoring_job import VolumeRestoringJob
 from anodiff.pipelines.volume_scoring import (
+    items_of_sources,
     open_volume_model,
     outside,
     refuse_images,
@@ -74,7 +73,7 @@ def run_volumes(
         raise ConfigError("--npy: expected none for volumes, which are written as float32 NIfTI, unrounded")
     found = expand_volumes(inputs, ChannelNames.of(model.config.preprocess.channels, model.provenance))
     sources = outside(found.sources, job.folder)
-    items = [VolumeItem(each.id, each.path, Truth(), source=each if each.files else None) for each in sources]
+    items = items_of_sources(sources, inputs)
     for note in skipped_notes(found.skipped):
         say(f"note: {note}", common.quiet)
     settings = {

@@ -1,78 +1,31 @@
-"""What denoise and inpaint do with a volume: whole, through windows, or slice by slice; read, computed and written."""
+"""What denoise and inpaint do with a volume as items of a run: read, computed and written."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from anodiff.anomaly.volumes import SliceScore
 from anodiff.data.volumes.nifti import read_nifti, write_map
-from anodiff.data.volumes.preprocess import PreparedVolume
-from anodiff.data.volumes.read import read_volume
-from anodiff.data.volumes.slices import VolumeSlicer, select_channels
+from anodiff.data.volumes.read import read_given, read_volume
 from anodiff.data.volumes.volume import Volume
-from anodiff.errors import InputError
 from anodiff.files import make_folder
 from anodiff.model import DiffusionModel
-from anodiff.pipelines.restoring import Batch, Task
 from anodiff.pipelines.volume_job import VolumeItem, native_slice
 from anodiff.pipelines.volume_masks import VolumeMaskSource
 from anodiff.pipelines.volume_pictures import three_planes
-from anodiff.restoration.intensity import Intensity, noise_left
-from anodiff.restoration.volume_intensity import resampled_noise_left, volume_intensity, without_voxels
-from anodiff.restoration.volume_slices import MISSING_SHARE, Slice, middle, put_back, whole_slices
-
-#: a voxel is the model's where this share of it or more comes back from its grid
-COVERED = 1 - 1e-4
-
-#: bool (I, J, K) on the model's grid: what may change of a volume, found by looking at it
-Find = Callable[[PreparedVolume, Volume], NDArray[np.bool_]]
-
-
-@dataclass(frozen=True)
-class LoadedVolume:
-    """One volume: as read, with the model's channels, and as it may be looked at, with its hole filled and prepared.
-
-    intensity, background: of the whole volume; None where each slice has its own. hole: bool (I, J, K), native.
-    """
-
-    volume: Volume
-    seen: Volume
-    prepared: PreparedVolume
-    intensity: Intensity | None
-    background: NDArray[np.bool_] | None
-    hole: NDArray[np.bool_] | None
-
-
-@dataclass
-class RestoredVolume:
-    """One volume, restored, on the model's grid: values and spread (C, I, J, K) as stored; hole: what was painted."""
-
-    loaded: LoadedVolume
-    values: NDArray[np.float32]
-    hole: NDArray[np.bool_] | None = None
-    spread: NDArray[np.float32] | None = None
-    nfe: int = 0
-    seconds: float = 0.0
-    sigmas: list[float] = field(default_factory=list)
-    sigma_from: list[str] = field(default_factory=list)
-    slices: list[dict[str, Any]] = field(default_factory=list)
+from anodiff.restoration.batches import Task
+from anodiff.restoration.volumes import Find, LoadedVolume, RestoredVolume, VolumeRestorer
 
 
 class VolumeRestoringJob:
     """read -> LoadedVolume, compute -> RestoredVolume, write -> the row; see `anodiff.engine.loop.Job`.
 
-    task: as of `RestoringJob`; its images are volumes (1, C, I, J, K) of a model that sees them whole, else slices
-    (N, C * stack, h, w). mask_of: None where all may change. find: what finds the mask by looking. average: restore
-    the slices of every axis and average them, else only those of the first. at_once: slices of one call.
+    task, find, average, at_once: see `VolumeRestorer`. mask_of: None where all may change.
     """
 
     def __init__(
@@ -87,155 +40,40 @@ class VolumeRestoringJob:
         at_once: int = 16,
     ) -> None:
         assert model.config.volume is not None
-        self.config, self.preprocess = model.config.volume, model.config.preprocess
-        self.slicer = VolumeSlicer(self.preprocess, self.config)
-        self.task, self.folder, self.mask_of, self.find = task, folder, mask_of, find
-        self.average, self.at_once = average, at_once
+        self.config = model.config.volume
+        self.restorer = VolumeRestorer(
+            model.config.preprocess, self.config, task, find=find, average=average, at_once=at_once
+        )
+        self.folder, self.mask_of = folder, mask_of
 
     def read(self, item: VolumeItem) -> LoadedVolume:
-        """One volume from disk, with its mask; InputError where either cannot be used."""
-        volume = read_volume(item.source or item.path)
-        hole = None if self.mask_of is None else self.mask_of(item, volume)
-        seen = volume if hole is None else without_voxels(volume, hole)
-        prepared = self.slicer.prepare(seen)
-        intensity, background = None, None
-        if self.config.statistics == "volume":
-            intensity, background = volume_intensity(seen, prepared.plan, self.preprocess, self.config)
-        return LoadedVolume(volume, seen, prepared, intensity, background, hole)
+        """One volume from disk, with its mask and foreground; InputError where one of them cannot be used."""
+        volume = read_given(item.source or item.path, item.extra.foreground)
+        return self.restorer.load(volume, None if self.mask_of is None else self.mask_of(item, volume))
 
     def compute(self, batch: list[LoadedVolume]) -> Sequence[RestoredVolume]:
         """Restores volumes one at a time on the device."""
-        return [self._restored(loaded) for loaded in batch]
-
-    def _restored(self, loaded: LoadedVolume) -> RestoredVolume:
-        began = time.monotonic()
-        way = loaded.prepared.plan
-        hole = None
-        if loaded.hole is not None:
-            hole = way.forward(loaded.hole.astype(np.float32)) >= MISSING_SHARE
-        elif self.find is not None:
-            hole = self.find(loaded.prepared, loaded.seen)
-        stored = way.forward(self._channels(loaded.seen))
-        done = RestoredVolume(loaded, stored, None if self.find is None else hole)
-        (self._whole if self.config.mode == "patches" else self._sliced)(done, hole)
-        if not np.isfinite(done.values).all():
-            raise InputError(
-                f"{loaded.volume.path}: expected finite values, found others: do its intensities overflow?"
-            )
-        done.seconds = time.monotonic() - began
-        return done
-
-    def _whole(self, done: RestoredVolume, hole: NDArray[np.bool_] | None) -> None:
-        loaded = done.loaded
-        prepared, intensity, background = loaded.prepared, loaded.intensity, loaded.background
-        assert intensity is not None
-        assert background is not None
-        if hole is not None and not hole.any():
-            return
-        restored, _ = self.task(
-            Batch(
-                prepared.image[None],
-                prepared.foreground[None],
-                None if hole is None else torch.from_numpy(hole)[None],
-                [intensity],
-                lambda: torch.from_numpy(background)[None],
-                lambda: torch.tensor([resampled_noise_left(prepared.plan)]),
-            )
-        )
-        image = restored.images[0].numpy()
-        done.values = _as_stored(image, intensity.back)
-        if restored.uncertainty is not None:
-            done.spread = _as_stored(restored.uncertainty[0].numpy(), intensity.spread_back, image)
-        done.nfe = restored.nfe
-        self._note_levels(done, restored.sigma, restored.sigma_from)
-
-    def _sliced(self, done: RestoredVolume, hole: NDArray[np.bool_] | None) -> None:
-        prepared = done.loaded.prepared
-        axes = self.slicer.axes(tuple(prepared.image.shape[1:]))  # type: ignore[arg-type]
-        results = []
-        for axis in axes if self.average else axes[:1]:
-            loaded = done.loaded
-            slices = whole_slices(self.slicer, prepared, loaded.seen, axis, loaded.intensity, loaded.background, hole)
-            values, spread = done.values.copy(), np.zeros_like(done.values)
-            for start in range(0, len(slices), self.at_once):
-                self._slices(done, slices[start : start + self.at_once], axis, values, spread)
-            results.append((values, spread))
-        done.values = np.mean([values for values, _ in results], axis=0)
-        done.spread = None if done.spread is None else np.mean([spread for _, spread in results], axis=0)
-
-    def _slices(
-        self,
-        done: RestoredVolume,
-        slices: Sequence[Slice],
-        axis: int,
-        values: NDArray[np.float32],
-        spread: NDArray[np.float32],
-    ) -> None:
-        """Restores slices of one axis into values and spread (C, I, J, K)."""
-        left = resampled_noise_left(done.loaded.prepared.plan)
-        holes = [each.hole for each in slices if each.hole is not None]
-        restored, _ = self.task(
-            Batch(
-                torch.stack([each.image for each in slices]),
-                torch.stack([each.foreground for each in slices]),
-                torch.stack(holes) if holes else None,
-                [each.intensity for each in slices],
-                lambda: torch.stack([each.background for each in slices]),
-                lambda: torch.tensor([left * noise_left(each.geometry) for each in slices]),
-            )
-        )
-        own, back = middle(self.slicer), self.slicer.preprocessor.back
-        for row, each in enumerate(slices):
-            image = back(restored.images[row][own], each.geometry)
-            put_back(values, axis, each.number, each.intensity.back(image))
-            if restored.uncertainty is not None:
-                deviation = back(restored.uncertainty[row][own], each.geometry)
-                put_back(spread, axis, each.number, each.intensity.spread_back(deviation, image))
-                done.spread = spread
-        done.nfe += restored.nfe * len(slices)
-        places = [(axis, each.number) for each in slices]
-        self._note_levels(done, restored.sigma, restored.sigma_from, places)
-
-    def _note_levels(
-        self,
-        done: RestoredVolume,
-        sigma: Tensor | None,
-        origin: Sequence[str] | None,
-        places: Sequence[tuple[int, int]] = (),
-    ) -> None:
-        """Keeps the noise levels that were given or found, of slices each with its place in the file."""
-        if sigma is None or origin is None:
-            return
-        done.sigmas += sigma.tolist()
-        done.sigma_from += origin
-        for (axis, number), level, told in zip(places, sigma.tolist(), origin, strict=False):
-            place = native_slice(done.loaded.prepared, SliceScore(axis, number, level, None))
-            done.slices.append({"axis": place["axis"], "slice": place["slice"], "sigma": level, "sigma_from": told})
+        return [self.restorer(loaded) for loaded in batch]
 
     def write(self, item: VolumeItem, computed: RestoredVolume) -> dict[str, Any]:
         """Writes the volume on the input's own grid, and what was asked for beside it; returns its row."""
-        loaded, way = computed.loaded, computed.loaded.prepared.plan
-        volume, files = loaded.volume, {"image": f"images/{item.id}.nii.gz"}
-        changed = way.back(np.ones(way.model.shape, dtype=np.float32)) >= COVERED
-        hole = loaded.hole
-        if computed.hole is not None:
-            hole = way.back(computed.hole.astype(np.float32)) >= 0.5
+        volume, files = computed.loaded.volume, {"image": f"images/{item.id}.nii.gz"}
+        native = self.restorer.back(computed)
+        hole = native.hole
+        if computed.hole is not None and hole is not None:
             files["mask"] = f"masks/{item.id}.nii.gz"
             self._write(volume, hole.astype(np.float32), files["mask"])
-        if hole is not None:
-            changed &= hole
-        values = np.where(changed, way.back(computed.values), self._channels(volume))
-        self._write(volume, _grey(values, volume), files["image"])
-        if computed.spread is not None:
+        self._write(volume, native.values, files["image"])
+        if native.spread is not None:
             files["uncertainty"] = f"uncertainty/{item.id}.nii.gz"
-            self._write(volume, _grey(way.back(computed.spread), volume), files["uncertainty"])
+            self._write(volume, native.spread, files["uncertainty"])
         at = np.argwhere(hole).mean(axis=0).round().astype(int) if hole is not None and hole.any() else None
         return {
             "nfe": computed.nfe,
             "sigma": float(np.median(computed.sigmas)) if computed.sigmas else None,
             "sigma_from": " and ".join(sorted(set(computed.sigma_from))) or None,
             "seconds": computed.seconds,
-            "slices": computed.slices,
+            "slices": _levels(computed),
             "remarks": list(volume.remarks),
             "at": [side // 2 for side in volume.shape] if at is None else at.tolist(),
             "files": list(files.values()),
@@ -253,7 +91,8 @@ class VolumeRestoringJob:
 
         def read() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
             volume = read_volume(item.source or item.path)
-            before, after = self._channels(volume)[0], np.asarray(read_nifti(self.folder / row["image"]).data[0])
+            before = self.restorer.channels(volume)[0]
+            after = np.asarray(read_nifti(self.folder / row["image"]).data[0])
             low, high = (float(each) for each in np.percentile(before, (0.5, 99.5)))
             i, j, k = row["at"]
             shown = [three_planes(volume, each, (i, j, k), low, high) for each in (before, after)]
@@ -261,18 +100,13 @@ class VolumeRestoringJob:
 
         return read
 
-    def _channels(self, volume: Volume) -> NDArray[np.float32]:
-        return select_channels(volume, self.preprocess.channels, self.preprocess.channel).data
 
-
-def _as_stored(
-    values: NDArray[np.float32], back: Callable[..., NDArray[np.float32]], *others: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """A map of an `Intensity`, of images (C, H, W) to (H, W, C), on volumes (C, I, J, K)."""
-    flat = [each.reshape(len(each), len(each[0]), -1) for each in (values, *others)]
-    return np.moveaxis(back(*flat), 2, 0).reshape(values.shape)
-
-
-def _grey(values: NDArray[np.float32], volume: Volume) -> NDArray[np.float32]:
-    """(C, I, J, K); a grey volume of which a model made three channels becomes grey again."""
-    return values.mean(axis=0, keepdims=True) if len(volume.data) == 1 and len(values) > 1 else values
+def _levels(computed: RestoredVolume) -> list[dict[str, Any]]:
+    """The noise level of each slice, by its place in the file."""
+    found = []
+    for each in computed.slices:
+        place = native_slice(computed.loaded.prepared, SliceScore(each.axis, each.index, each.sigma, None))
+        found.append(
+            {"axis": place["axis"], "slice": place["slice"], "sigma": each.sigma, "sigma_from": each.sigma_from}
+        )
+    return found

@@ -11,6 +11,7 @@ import numpy as np
 from anodiff.anomaly.volumes import PLAIN, VolumeDetector
 from anodiff.config import apply_overrides, parse_config
 from anodiff.data.layouts.channels import ChannelNames
+from anodiff.data.layouts.foregrounds import foregrounds_of, home_of, listed_in, without
 from anodiff.data.volumes.inputs import expand_volumes, first_image, first_volume
 from anodiff.data.volumes.volume import VolumeSource
 from anodiff.engine.loop import Summary, run_job
@@ -22,10 +23,12 @@ from anodiff.pipelines.closing import say_anomalous
 from anodiff.pipelines.common import open_model, say
 from anodiff.pipelines.heatmaps import HeatmapStore, with_heatmaps
 from anodiff.pipelines.pictures import raw_scale
-from anodiff.pipelines.scoring import COLUMNS, Truth, run_settings
+from anodiff.pipelines.scoring import COLUMNS, Truth, foreground_notes, run_settings
 from anodiff.pipelines.volume_job import DICOM_KINDS, VOXELS, PlanesJob, VolumeItem, VolumeJob, VolumeOutputs
+from anodiff.pipelines.volume_remarks import seen_share
 
 if TYPE_CHECKING:
+    from anodiff.anomaly.volume_steps import VolumeStep
     from anodiff.model import DiffusionModel
 
 SLICE_COLUMNS = ("id", "axis", "slice", "score", "p_value")
@@ -60,6 +63,7 @@ def run(
     output: Path,
     *,
     preset: str | None = None,
+    foreground: str = "",
     map_format: str | None = None,
     maps: bool = True,
     heatmaps: bool = True,
@@ -85,7 +89,7 @@ def run(
         refuse_images(inputs)
     found = expand_volumes(inputs, ChannelNames.of(model.config.preprocess.channels, model.provenance))
     sources = outside(found.sources, output)
-    items = [VolumeItem(each.id, each.path, Truth(), source=each if each.files else None) for each in sources]
+    items = items_of_sources(sources, inputs, foreground)
     detector = VolumeDetector(
         model, preset or model.config.preset, device=device, precision=precision, seed=seed,
         network_batch=network_batch(batch_size, overrides),
@@ -93,9 +97,12 @@ def run(
     detector.check()
     outputs = VolumeOutputs(output, maps=maps, heatmaps=heatmaps, dicom=check_dicom(dicom, output, detector))
     # A model of images knows images again, not volumes.
-    job = VolumeJob(detector, outputs, model.config.preprocess.channel, None if notes else model.seen)
+    job = VolumeJob(
+        detector, outputs, model.config.preprocess.channel, None if notes else model.seen, seen_share(model.provenance)
+    )
     unknown = modality_note(sources) if notes and detector.volume_calibration is None else ()
-    notes = (*notes, *unknown, *job.notes, *series_notes(sources), *skipped_notes(found.skipped))
+    about = foreground_notes(items, job.foreground, job.of_images)
+    notes = (*notes, *unknown, *job.notes, *about, *series_notes(sources), *skipped_notes(found.skipped))
     for note in notes:
         say(f"note: {note}", quiet)
     with ResultStore.open(output, settings_of(model_path, model, job), overwrite=overwrite) as store:
@@ -118,6 +125,28 @@ def run(
     say(summary.sentence("volumes"), quiet)
     say(f"wrote {', '.join(str(output / name) for name in written(rows, summary))}", quiet)
     return summary
+
+
+def items_of_sources(sources: Sequence[VolumeSource], inputs: Sequence[str], foreground: str = "") -> list[VolumeItem]:
+    """The volumes of a run with the foregrounds that the command line, a CSV of it or their names say.
+
+    Raises ConfigError, see `foregrounds_of`.
+    """
+    home = {source.path: home_of(source) for source in sources}
+    listed = listed_in(inputs)
+    listed |= {home[path]: listed[path] for path in home if path in listed}
+    given = foregrounds_of(list(home.values()), foreground, listed, by_name=True)
+    kept = set(without(home.values(), given))
+    return [
+        VolumeItem(
+            each.id,
+            each.path,
+            Truth(foreground=given.get(home[each.path], "")),
+            source=each if each.files else None,
+        )
+        for each in sources
+        if home[each.path] in kept
+    ]
 
 
 def written(rows: Sequence[dict[str, Any]], summary: Summary) -> list[str]:
@@ -239,6 +268,11 @@ def score_items(
     for name in (name for name, there in wanted.items() if there):
         make_folder(outputs.folder / name)
     with Progress(len(items), "volumes", "scoring", quiet=quiet) as progress:
+
+        def watch(step: VolumeStep) -> None:
+            progress.update(0, **{step.unit: str(step)})
+
+        job.detector.on_step = watch
         # One at a time: volumes are large, and a batch would not make the network faster.
         summary = run_job(job, items, store, workers=min(workers, 2), batch_size=1, ahead=1, progress=progress)
     for note in job.detector.detector.denoiser.notes:
@@ -287,7 +321,7 @@ def lesion_rows(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """lesions.csv: candidates of each volume by falling peak; centre in world mm (RAS+), peak voxel as in the file."""
     for row in rows:
         for each in row.get("lesions", ()):
-            centre = dict(zip(("x_mm", "y_mm", "z_mm"), (round(at, 4) for at in each["centre_mm"]), strict=True))
+            centre = dict(zip(("x_mm", "y_mm", "z_mm"), (round(at, 4) + 0.0 for at in each["centre_mm"]), strict=True))
             peak = dict(zip(("peak_i", "peak_j", "peak_k"), each["peak_voxel"], strict=True))
             rare = each["mean_p_value"]
             yield {
@@ -332,7 +366,14 @@ def skipped_notes(skipped: Sequence[tuple[str, str]]) -> tuple[str, ...]:
 
 
 def remark_notes(rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
-    """What the reader had to say of the first volumes that it had to say something of."""
-    said = [f"{row['path']}: {remark}" for row in rows for remark in row.get("remarks", ())]
+    """What was remarked of volumes: the first remarks, those of several volumes once."""
+    paths: dict[str, list[str]] = {}
+    for row in rows:
+        for remark in row.get("remarks", ()):
+            paths.setdefault(remark, []).append(row["path"])
+    said = [
+        f"{of[0]}: {remark}" if len(of) == 1 else f"{len(of)} volumes, the first one {of[0]}: {remark}"
+        for remark, of in paths.items()
+    ]
     more = (f"and {len(said) - SAID} more remarks on volumes, in scores.csv",) if len(said) > SAID else ()
     return (*said[:SAID], *more)

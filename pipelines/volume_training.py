@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from anodiff.config import AnodiffConfig
     from anodiff.data.table import SampleTable
     from anodiff.data.volumes.preprocess import PreparedVolume
+    from anodiff.data.volumes.read import Foreground
     from anodiff.data.volumes.volume import Volume
     from anodiff.training import Trainer
+    from anodiff.training.normal_parts import NormalPart
     from anodiff.training.slabs import Slab
-    from anodiff.training.volumes import NormalPart, VolumeNormals
+    from anodiff.training.volumes import VolumeNormals
 
 
 def run(
@@ -99,6 +101,7 @@ def normal_parts(
 
     from anodiff.data.table import refuse_shared_groups, select, split_groups
     from anodiff.errors import DataError
+    from anodiff.pipelines.volume_calibrating import given_note
     from anodiff.training.slabs import SLAB_GAP_MM
 
     splits = set(samples.table["split"])
@@ -108,7 +111,7 @@ def normal_parts(
         raise DataError(f"{samples.root}: expected volumes of split train or of none, found only {found}")
     there = select(samples, usable)
     usual = learnable(there)
-    notes = unknown_notes(there)
+    notes = (*unknown_notes(there), *given_note(there))
     if "val" in splits:
         refuse_shared_groups(samples, "val", ("train", ""))
         return parts_of(usual), parts_of(learnable(select(samples, "val"))), notes
@@ -134,9 +137,9 @@ def normal_parts(
 def slab_of(config: AnodiffConfig, held: bool, samples: SampleTable) -> Slab:
     """The slab of a single patient. Raises DataError for slices along several axes: each would lie on both sides."""
     from anodiff.errors import DataError
+    from anodiff.training.normal_parts import anatomical_axes
     from anodiff.training.patches import turning_margin
     from anodiff.training.slabs import Slab
-    from anodiff.training.volumes import anatomical_axes
 
     volume, share = config.volume, config.training.holdout
     assert volume is not None
@@ -189,10 +192,14 @@ def unknown_notes(samples: SampleTable) -> tuple[str, ...]:
 def parts_of(samples: SampleTable) -> list[NormalPart]:
     """The volumes of a table; one of no known patient is a patient of its own."""
     from anodiff.data.table import group_keys
-    from anodiff.training.volumes import NormalPart
+    from anodiff.training.normal_parts import NormalPart
 
-    columns = zip(samples.table["path"], group_keys(samples), samples.table["mask"], strict=True)
-    return [NormalPart(str(path), str(group), str(mask)) for path, group, mask in columns]
+    table = samples.table
+    columns = zip(table["path"], group_keys(samples), table["mask"], table["foreground"], strict=True)
+    return [
+        NormalPart(str(path), str(group), str(mask), foreground=str(foreground))
+        for path, group, mask, foreground in columns
+    ]
 
 
 def read(parts: list[NormalPart], config: AnodiffConfig, quiet: bool) -> VolumeNormals:
@@ -216,20 +223,20 @@ class NormalDetector(VolumeDetector):
 
     def read(self, part: NormalPart) -> Volume:
         """The volume of a part; what is prepared next is that."""
-        from anodiff.data.volumes.read import read_volume
+        from anodiff.data.volumes.read import read_given
 
         self._part = part
-        return read_volume(part.path)
+        return read_given(part.path, part.foreground)
 
-    def prepare(self, volume: Volume) -> PreparedVolume:
+    def prepare(self, volume: Volume, foreground: Foreground = None) -> PreparedVolume:
         """See `VolumeDetector.prepare`."""
         import dataclasses
 
         import torch
 
-        from anodiff.training.volumes import normal_slices, normal_voxels
+        from anodiff.training.normal_parts import normal_slices, normal_voxels
 
-        prepared = super().prepare(volume)
+        prepared = super().prepare(volume, foreground)
         assert self._part is not None
         if self.config.mode == "slices":
             axes = self.slicer.axes(prepared.plan.model.shape)
@@ -255,6 +262,7 @@ def finish(
     from anodiff.engine.device import describe as describe_device
     from anodiff.model import DiffusionModel
     from anodiff.pipelines.calibrate import store_calibration
+    from anodiff.pipelines.volume_remarks import SEEN_KEY
 
     config = trainer.config
     model = DiffusionModel(
@@ -269,6 +277,7 @@ def finish(
             "training_device": describe_device(trainer.device, trainer.precision),
             "processes": trainer.processes.world,
             "held_out_loss": trainer.state.log[-1].validation_loss if trainer.state.log else None,
+            SEEN_KEY: round(kept[0].covered, 4),
             "notes": [*notes, *cover_notes(*kept, config)],
         },
         seen=SeenImages.of(kept[0].hashes),

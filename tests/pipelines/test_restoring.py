@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from anodiff.data.preprocess import Geometry
-from anodiff.engine.loop import Stop, Stopped
 from anodiff.engine.progress import Progress
+from anodiff.engine.stopping import Stop, Stopped
 from anodiff.engine.store import Item
 from anodiff.errors import DataError, InputError
 from anodiff.model import DiffusionModel, load

@@ -41,9 +41,9 @@ def model(tmp_path: Path) -> Path:
     return saved(tmp_path / "model.safetensors")
 
 
-def jpeg_of(picture: np.ndarray, quality: int) -> bytes:
+def jpeg_of(picture: np.ndarray, quality: int, subsampling: int = 0) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="JPEG", quality=quality)
+    Image.fromarray(picture).save(buffer, format="JPEG", quality=quality, subsampling=subsampling)
     return buffer.getvalue()
 
 
@@ -66,11 +66,44 @@ def test_a_restored_jpeg_is_compressed_to_the_same_file(anodiff: Run, model: Pat
     assert float((again[1][0, 0] * 127.5 + 127.5 - torch.from_numpy(decoded)).abs().max()) < 1.5
 
 
+def test_a_restored_jpeg_of_colour_has_its_coefficients(anodiff: Run, tmp_path: Path) -> None:
+    """Of luminance and chrominance, each in the cell that the file says; what was smooth comes nearer to the truth."""
+    model = saved(tmp_path / "colour.safetensors", channels=3)
+    truth = np.stack([scene(), scene().T, scene()[::-1]], axis=2)
+    (tmp_path / "photo.jpg").write_bytes(jpeg_of(truth, 20))
+    words = ("--operator", "jpeg:20", "--npy", "--output", tmp_path / "out")
+    assert anodiff("restore", model, tmp_path / "photo.jpg", *words, *QUICK) == 0
+    restored = np.load(tmp_path / "out" / "arrays" / "photo.npy")
+    with Image.open(tmp_path / "photo.jpg") as before:
+        decoded = np.asarray(before).astype(np.float64)
+    assert np.abs(restored - decoded).mean() > 1
+    pictures = (torch.from_numpy(each / 127.5 - 1).permute(2, 0, 1)[None].double() for each in (restored, decoded))
+    torch.testing.assert_close(*(Jpeg(20)(each) for each in pictures), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (lambda: jpeg_of(np.stack([scene()] * 3, axis=2), 30, subsampling=2), "expected a JPEG whose chrominance"),
+        (lambda: jpeg_of(np.stack([scene()] * 3, axis=2), 30, subsampling=1), "found 4:2:2"),
+        (lambda: jpeg_of(scene(), 30), "expected a colour picture, as the model's are, found 1 channel"),
+    ],
+)
+def test_what_is_no_jpeg_of_whole_colour_fails(
+    anodiff: Run, world: Any, tmp_path: Path, content: Callable[[], bytes], says: str
+) -> None:
+    model = saved(tmp_path / "colour.safetensors", channels=3)
+    (tmp_path / "photo.jpg").write_bytes(content())
+    words = ("--operator", "jpeg:30", "--output", tmp_path / "out", *QUICK)
+    assert anodiff("restore", model, tmp_path / "photo.jpg", *words) == 1
+    assert says in world.read_table(tmp_path / "out" / "results.csv")[0]["error"]
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
         (lambda: np.zeros((16, 16, 3), dtype=np.uint8), "expected a grey picture"),
-        (lambda: np.arange(256, dtype=np.uint16).reshape(16, 16) * 200, "expected grey levels of 8 bit"),
+        (lambda: np.arange(256, dtype=np.uint16).reshape(16, 16) * 200, "expected levels of 8 bit"),
         (lambda: np.zeros((16, 12), dtype=np.uint8), "whole blocks of 8 pixels"),
         (lambda: np.zeros((24, 16), dtype=np.uint8), "expected 16x16 pixels"),
     ],

@@ -154,7 +154,7 @@ def test_a_wrong_preset_is_found_before_training(
 def test_interrupted_it_exits_130_and_goes_on(world: Any, recipe: Path, tmp_path: Path, anodiff: Run) -> None:
     run = tmp_path / "run"
     words = [sys.executable, "-m", "anodiff.pipelines.cli", "train", recipe, "--data", world.data, "--output", run]
-    options = ["--device", "cpu", "--set", "training.images=4000"]
+    options = ["--device", "cpu", "--set", "training.images=2400", "--set", "training.validate_every_images=800"]
     process = subprocess.Popen(
         [str(word) for word in [*words, *options]], stderr=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -170,7 +170,7 @@ def test_interrupted_it_exits_130_and_goes_on(world: Any, recipe: Path, tmp_path
     assert (run / "checkpoint.pt").exists()
     assert not (run / "model.safetensors").exists()
     assert train(anodiff, recipe, world.data, run, *options[2:], "--resume") == 0
-    assert library.load(run / "model.safetensors").provenance["images_seen"] == 4000
+    assert library.load(run / "model.safetensors").provenance["images_seen"] == 2400
 
 
 def test_the_count_ends_with_the_last_whole_update(

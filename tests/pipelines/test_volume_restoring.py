@@ -269,6 +269,23 @@ def test_unusable_arguments_are_one_sentence(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--animation",), "--animation: expected a model of images"),
+        (("--real",), "--real: expected a model of images"),
+    ],
+)
+def test_volumes_are_neither_animated_nor_judged(
+    anodiff: Run, tmp_path: Path, words: tuple[str, ...], says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = saved(tmp_path / "model.safetensors", "patches")
+    given = (*words, tmp_path) if "--real" in words else words
+    assert anodiff("generate", model, *given, "--output", tmp_path / "out", *QUICK) == 2
+    assert says in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_gradient_through_windows_is_that_of_the_whole_volume() -> None:
     from anodiff.restoration import Restorer
 

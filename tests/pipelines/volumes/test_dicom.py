@@ -52,6 +52,8 @@ def test_damaged_files_are_rows_or_remarks_of_their_series(
     content = last.read_bytes()
     last.write_bytes(content[: content.index(b"\x28\x00\x10\x00")])  # up to Rows
     (folder / "text.dcm").write_bytes(b"this is no DICOM at all\n" * 20)
+    first = folder / "0.dcm"
+    first.write_bytes(first.read_bytes()[:-100])
     summary = scans.run(volumes_model, tmp_path / "out", tmp_path / "in")
     assert summary.exit_code == 1
     rows = {row["id"]: row for row in scans.table(tmp_path / "out" / "scores.csv")}
@@ -62,9 +64,10 @@ def test_damaged_files_are_rows_or_remarks_of_their_series(
     (series,) = (row for name, row in rows.items() if not name.endswith("text"))
     assert series["status"] == "ok"
     assert f"{last}, of this series, is left out" in series["remarks"]
-    assert [row["path"] for row in scans.table(tmp_path / "out" / "skipped.csv")] == [str(last)]
+    assert f"{first}, of this series, is left out: a damaged DICOM file: expected 512 bytes" in series["remarks"]
+    assert [row["path"] for row in scans.table(tmp_path / "out" / "skipped.csv")] == [str(first), str(last)]
     assert "7.dcm, of this series, is left out" in (tmp_path / "out" / "report.html").read_text()
-    assert nibabel.load(tmp_path / "out" / "maps" / f"{series['id']}.nii.gz").shape == (16, 16, 7)
+    assert nibabel.load(tmp_path / "out" / "maps" / f"{series['id']}.nii.gz").shape == (16, 16, 6)
 
 
 def test_ids_have_nothing_of_the_patient_nor_of_the_scanner(
@@ -75,6 +78,18 @@ def test_ids_have_nothing_of_the_patient_nor_of_the_scanner(
     scans.run(volumes_model, tmp_path / "out", tmp_path / "in", heatmaps=False)
     (row,) = scans.table(tmp_path / "out" / "scores.csv")
     assert re.fullmatch(r"(a__)?CT_[0-9a-f]{8}", row["id"])
+
+
+def test_dicom_objects_may_be_asked_for_with_commas(
+    anodiff: Callable[..., int], volumes_model: Path, tmp_path: Path, ct: Callable[..., Path]
+) -> None:
+    pytest.importorskip("highdicom", reason="the extra dicom is not installed")
+    arguments = ("score", volumes_model, ct(tmp_path / "ct"), "--device", "cpu", "--no-heatmaps")
+    assert anodiff(*arguments, "--dicom", "sc,pm", "--output", tmp_path / "out") == 0
+    (single,) = (tmp_path / "out" / "dicom").glob("*.dcm")
+    assert single.name.endswith("_pm.dcm")
+    assert len(list((tmp_path / "out" / "dicom").glob("*_sc/*.dcm"))) == 8
+    assert anodiff(*arguments, "--dicom", "sc,rt", "--output", tmp_path / "no") == 2
 
 
 @pytest.mark.parametrize("kind", ["pm", "seg"])

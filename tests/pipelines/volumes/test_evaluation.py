@@ -59,6 +59,28 @@ def test_evaluate_measures_inside_the_foreground(scans: Any, volumes_model: Path
         evaluate.run(volumes_model, tmp_path / "test.csv", tmp_path / "scored", **options)
 
 
+def test_a_set_without_a_normal_volume_says_why_it_has_no_ranking(
+    scans: Any, volumes_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from anodiff.pipelines import evaluate
+
+    for n in range(2):
+        scans.save(tmp_path / f"sick{n}.nii.gz", scans.head(400 + n, lesion=True))
+    (tmp_path / "sick.csv").write_text("path,label\nsick0.nii.gz,1\nsick1.nii.gz,1\n")
+    _, metrics = evaluate.run(
+        volumes_model, tmp_path / "sick.csv", tmp_path / "out", device="cpu", quiet=True, heatmaps=False
+    )
+    for key in ("image_auroc", "image_ap", "image_oracle_f1"):
+        assert metrics[key] is None
+        assert metrics["reasons"][key] == "no normal image"
+    lines = capsys.readouterr().out.splitlines()
+    assert "no value of image_auroc, image_ap: no normal volume" in lines
+    dashes = {line.split()[0] for line in lines if line.endswith(" -")}
+    assert {"image_auroc", "pixel_auroc"} <= dashes
+    for key in dashes:
+        assert any(key in line for line in lines if line.startswith("no "))
+
+
 def test_what_was_learnt_from_is_known_again(
     scans: Any, volumes_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
