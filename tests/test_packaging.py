@@ -47,3 +47,13 @@ def test_what_is_tested_is_pinned() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pins = modules_of([line for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line])
     assert modules_of(project["dependencies"]) <= pins
+
+
+def test_the_tests_of_the_light_extras_are_run_where_the_project_is_tested() -> None:
+    """`make test` installs ``dev`` alone: what is not in it is skipped there."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    pins = modules_of([line for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line])
+    (own,) = [each for each in extras["dev"] if each.startswith("anodiff[")]
+    included = own.removeprefix("anodiff[").removesuffix("]").split(",")
+    assert {"onnx", "bundle", "dicom"} <= set(included) <= set(extras)
+    assert modules_of([each for name in included for each in extras[name]]) <= pins

@@ -1,9 +1,11 @@
-"""docs/gallery.md: a figure for each task, all from one model of synthetic brain slices.
+"""docs/gallery.md: a figure for each task, most of them from one model of synthetic brain slices.
 
     python -m benchmarks.quality.gallery --work runs/gallery
 
 Trains the recipe `phantoms` (three minutes on 2 CPU cores) unless WORK/run/model.safetensors is there or --model names
-one, and writes the figures to docs/images in about as long again. The images are made, not real: they may be shared.
+one, and for `volume` the recipe `open_ms_3d` (five minutes), and writes the figures to docs/images in about as long
+again. The images are made, or, those of volumes, under CC BY: they may be
+shared. `volume` is left out where --volumes is not there.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +23,27 @@ import torch
 from torch import Tensor
 
 from anodiff.anomaly import AnomalyDetector
-from anodiff.data.phantoms import make_phantom, write_phantoms
 from anodiff.diffusion import image_keys, sample_noise
 from anodiff.diffusion.likelihood import continuous_bound
+from anodiff.errors import ConfigError
 from anodiff.files import atomic_write, make_folder
 from anodiff.model import DiffusionModel, load
-from anodiff.pipelines import train
-from anodiff.pipelines.demo import COUNTS, RECIPE, SIZE
+from anodiff.pipelines.demo import SIZE
+from anodiff.pipelines.inpaint import NORMAL_SHARE
 from anodiff.restoration import Restorer, SuperResolution, cartesian_lines, gaussian_blur
 from anodiff.restoration.style import content_similarity, style_distance, stylize
+from benchmarks.quality.gallery_models import HELD, phantom, phantom_model, volume_model
 
-#: phantoms that no training has seen: those of training are numbered from 0
-UNSEEN = 90_000
 #: of 8-bit values, in the model's [-1, 1]
 BIN = 2 / 255
 LEVELS = 48
 #: of what is measured, before it is restored
 NOISE = 0.02
+#: the change that is brightest on a map of differences
+MOST_CHANGED = 0.5
+VOLUMES = Path("../shared/data/open_ms/cross_sectional/MNI")
+#: voxels of 2 mm, right-anterior-superior: the part of the brain that is looked at, the middle and side of its hole
+REGION_AT, REGION, MIDDLE, BOX = (28, 36, 28), (32, 32, 32), (16, 16, 16), 10
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,8 @@ class Panel:
 
 
 Rows = list[list[Panel]]
+#: the panels of a figure, of (model, device, seed)
+Figure = Callable[[DiffusionModel, str, int], Rows]
 
 
 def main(words: list[str] | None = None) -> None:
@@ -58,34 +67,34 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/gallery"), help="data and model")
     parser.add_argument("--model", type=Path, help="a model of the recipe phantoms, instead of training one")
+    parser.add_argument("--volumes", type=Path, default=VOLUMES, help="the patients of open_ms (CC BY)")
     parser.add_argument("--output", type=Path, default=Path("docs/images"))
     parser.add_argument("--figures", nargs="+", choices=list(FIGURES), default=list(FIGURES))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(words)
-    model = load(chosen.model or trained(chosen.work, chosen.device))
     make_folder(chosen.output)
+    models: dict[str, DiffusionModel] = {}
     for name in chosen.figures:
         path = chosen.output / f"gallery_{name}.png"
-        atomic_write(path, drawn(FIGURES[name](model, chosen.device, chosen.seed)))
+        draw: Figure = FIGURES[name]
+        kind = "volume" if name == "volume" else "phantoms"
+        if kind == "volume":
+            if not chosen.volumes.is_dir():
+                print(f"left out volume: expected a folder of the patients of open_ms, found no {chosen.volumes}")
+                continue
+            draw = partial(volume_filled, chosen.volumes)
+        if kind not in models:
+            models[kind] = load(_model_file(kind, chosen))
+        atomic_write(path, drawn(draw(models[kind], chosen.device, chosen.seed)))
         print(f"wrote {path} ({path.stat().st_size / 1000:.0f} kB)", flush=True)
 
 
-def trained(work: Path, device: str) -> Path:
-    """The model of the work folder, trained on phantoms where it is not there."""
-    path = work / "run" / "model.safetensors"
-    if not path.exists():
-        if not (work / "data").exists():
-            write_phantoms(work / "data", **COUNTS, size=SIZE, seed=0)
-        resume = (work / "run" / "checkpoint.pt").exists()
-        train.run(RECIPE, work / "data", work / "run", overrides=[], device=device, resume=resume)
-    return path
-
-
-def phantom(number: int, lesion: Any = None) -> tuple[Tensor, Tensor]:
-    """An unseen phantom (1, 1, h, w) in [-1, 1], and where its lesion is (h, w)."""
-    image, mask = make_phantom(UNSEEN + number, SIZE, lesion)
-    return torch.from_numpy(image.astype(np.float32))[None, None] / 127.5 - 1, torch.from_numpy(mask)
+def _model_file(kind: str, chosen: argparse.Namespace) -> Path:
+    """The model file of a kind of figures, trained where it is not there."""
+    if kind == "volume":
+        return volume_model(chosen.work, chosen.volumes, chosen.device)
+    return Path(chosen.model) if chosen.model else phantom_model(chosen.work, chosen.device)
 
 
 def restorer_of(model: DiffusionModel, device: str, seed: int, steps: int = 32, batch: int = 4) -> Restorer:
@@ -242,6 +251,62 @@ def judged(model: DiffusionModel, device: str, seed: int) -> Rows:
     return [top, [Panel(title, each, 0, high, heat=True) for title, each in zip(scores, detected.maps, strict=True)]]
 
 
+def healthy_again(model: DiffusionModel, device: str, seed: int) -> Rows:
+    """What is anomalous painted anew as healthy tissue could be, and the difference as a map, on one scale."""
+    cases = {f"{kind} lesion": phantom(39 + n, kind) for n, kind in enumerate(("bright", "dark", "texture"))}
+    cases |= {"dark lesion ": phantom(43, "dark"), "healthy": phantom(71)}
+    images = torch.cat([image for image, _ in cases.values()])
+    detector = AnomalyDetector(model, device=device, seed=seed)
+    if detector.calibration is None:
+        raise ConfigError(f"counterfactual: expected a calibrated model, found: {detector.notes[0]}")
+    found = detector(images, foreground_of(model, images)).maps > detector.calibration.pixel_quantiles[NORMAL_SHARE]
+    after = restorer_of(model, device, seed).inpaint(images, found, solver="proximal").images
+    change = (images - after).abs()
+    hidden = torch.where(found[:, None], torch.nan, images)
+    said = [
+        f"found {float((hole & mask).sum() / mask.sum()):.0%} of it"
+        if mask.any()
+        else f"found {int(hole.sum())} pixels"
+        for hole, (_, mask) in zip(found, cases.values(), strict=True)
+    ]
+    return [
+        [Panel(name, image[0]) for name, image in zip(cases, images, strict=True)],
+        [Panel(title, image[0]) for title, image in zip(said, hidden, strict=True)],
+        [Panel("as if healthy", image[0]) for image in after],
+        [Panel("difference", each[0], 0, MOST_CHANGED, heat=True) for each in change],
+    ]
+
+
+def volume_filled(volumes: Path, model: DiffusionModel, device: str, seed: int) -> Rows:
+    """A box in the brain of a patient of whom the 3-D model has seen nothing, filled: three planes through it."""
+    from anodiff.data.volumes import read_volume
+    from anodiff.data.volumes.slices import VolumeSlicer
+
+    assert model.config.volume is not None
+    file = next(iter(sorted((volumes / HELD).glob("FLAIR*.nii*"))))
+    whole = VolumeSlicer(model.config.preprocess, model.config.volume).prepare(read_volume(file)).image
+    x = whole[(slice(None), *(slice(at, at + side) for at, side in zip(REGION_AT, REGION, strict=True)))][None]
+    hole = torch.zeros(REGION, dtype=torch.bool)
+    hole[tuple(slice(middle - BOX // 2, middle + BOX // 2) for middle in MIDDLE)] = True
+    found = restorer_of(model, device, seed, steps=16).inpaint(x, hole, solver="proximal", samples=2)
+    assert found.samples is not None
+    pictures = (x[0, 0], torch.where(hole, torch.nan, x[0, 0]), found.samples[0, 0, 0], found.samples[0, 1, 0])
+    titles = ("volume", "hole", "filled, sample 0", "filled, sample 1")
+    low, high = float(x.min()), float(x.max())
+    return [
+        [
+            Panel(f"{title}\nacross {axis}", across(each, number), low, high)
+            for title, each in zip(titles, pictures, strict=True)
+        ]
+        for number, axis in enumerate("ijk")
+    ]
+
+
+def across(volume: Tensor, axis: int) -> Tensor:
+    """The plane through the middle of the hole of a volume (I, J, K), as on a screen: later axes up and right."""
+    return volume.select(axis, MIDDLE[axis]).T.flip(0)
+
+
 def foreground_of(model: DiffusionModel, images: Tensor) -> Tensor:
     """(N, h, w) bool of images in [-1, 1], as a file's would be."""
     from anodiff.data.readers import RawImage
@@ -287,8 +352,8 @@ def _hatched(shape: Sequence[int]) -> Any:
     )
 
 
-#: name of the figure -> its panels, of (model, device, seed)
-FIGURES: dict[str, Callable[[DiffusionModel, str, int], Rows]] = {
+#: name of the figure -> its panels
+FIGURES: dict[str, Figure] = {
     "generate": generated,
     "denoise": denoised,
     "inpaint": inpainted,
@@ -296,6 +361,8 @@ FIGURES: dict[str, Callable[[DiffusionModel, str, int], Rows]] = {
     "edit": edited,
     "stylize": styled,
     "likelihood": judged,
+    "counterfactual": healthy_again,
+    "volume": partial(volume_filled, VOLUMES),
 }
 
 

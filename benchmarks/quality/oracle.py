@@ -112,13 +112,13 @@ def run(
     write_json(output.with_suffix(".oracle.json"), shown | {"images": len(known.found)})
 
 
-def read_labelled(model: DiffusionModel, data: Path, most: int, seed: int) -> Labelled:
-    """The test images, at most so many drawn at random, prepared as the model's; unreadable ones are left out.
+def read_labelled(model: DiffusionModel, data: Path, most: int, seed: int, split: str = "test") -> Labelled:
+    """The images of a split, at most so many drawn at random, prepared as the model's; unreadable ones are left out.
 
     An anomalous image without a mask, or with an empty one, is left out where others have masks.
     """
     config = model.config.preprocess
-    items = items_of_table(drawn(select(load_table(data), "test"), most, seed))
+    items = items_of_table(drawn(select(load_table(data), split), most, seed))
     has_masks = any(item.extra.mask for item in items)
     pictures, masks, inside, groups, labels = [], [], [], [], []
     for item in items:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from anodiff.diffusion.noise import family_of
+from anodiff.restoration.quality import FEATURE_SIGMA
 from benchmarks.quality.denoising import LEVELS, PUBLISHED, SETS
 from benchmarks.quality.inpainting import BIHARMONIC, MASKS, REPAINT
-from benchmarks.quality.sampling import FEATURE_SIGMA, FEW, MANY, RESAMPLES
+from benchmarks.quality.sampling import FEW, MANY, RESAMPLES
 from benchmarks.quality.text import grid, number
 
 OURS, SAMPLE = "anodiff, one call", "anodiff, posterior sample"
@@ -105,11 +107,15 @@ def inpainting(found: dict[str, Any]) -> str:
         f"{jump}, {repeats} times, on the same network, which starts at the same highest level. Biharmonic inpainting "
         "needs no network, and sees one image at a time. A mean of samples is nearer to the truth than a sample, and "
         "smoother. "
-        f"Models on white noise: {trained}.",
+        f"Models on mixed noise, half of it white: {trained}.",
     ]
     for name, each in found["sets"].items():
         size = "x".join(str(side) for side in each["size"])
-        noise = "" if each["noise"] == "gaussian" else f", trained on {each['noise']} noise: no estimate by Bayes' rule"
+        noise = (
+            ""
+            if family_of(each["noise"]) == "gaussian"
+            else f", trained on {each['noise']} noise: no estimate by Bayes' rule"
+        )
         parts.append(f"### {name}, {each['images']} images of {size}{noise}")
         rows = [
             [method, *(cell for mask in MASKS for cell in inpainting_cells(each[mask][method]))]
@@ -165,9 +171,10 @@ def sampling(found: dict[str, Any]) -> str:
         [
             "## Sampling: 20 calls against 1000",
             f"{found['images']} images of each chain from the same start noise, seed {found['seed']}, brain model "
-            f"(white noise; {training_of(found['model'])}); distances from {found['real_images']} held-out real "
-            "slices, 0 being equal; `real, held out`: as many other held-out slices, which is what a perfect sampler "
-            f"would reach. 95 % intervals: bootstrap over the generated images, {RESAMPLES} times, the same for both. "
+            f"(mixed noise, half of it white; {training_of(found['model'])}); distances from {found['real_images']} "
+            "held-out real slices, 0 being equal; `real, held out`: as many other held-out slices, which is what a "
+            f"perfect sampler would reach. 95 % intervals: bootstrap over the generated images, {RESAMPLES} times, the "
+            "same for both. "
             f"Features: means and deviations of the encoder's channels at sigma {FEATURE_SIGMA}. Last column: median "
             "over images of the root mean square difference from the nearest training image; where it is far below "
             "that of real slices, the model copies.",

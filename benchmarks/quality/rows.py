@@ -33,7 +33,7 @@ MANY = 64
 #: raised by hand with a change that alters a choice, since no digest sees code: PROCEDURE with what is planted, how it
 #: is measured and what is chosen from (all that is tuned, and all baselines, are then made anew); BASELINES with what a
 #: baseline learns or how it chooses
-PROCEDURE = 2
+PROCEDURE = 3
 BASELINES = 2
 #: side of the images that the presets' widths are meant for, px
 USUAL_SIDE = 128
@@ -61,6 +61,7 @@ ROWS = {
     row.name: row
     for row in (
         Row("default", "coarse", "default"),
+        Row("dit", "dit", "default"),
         Row("baselines", "coarse", "default", baselines=True),
         Row("tuned", "coarse", "tuned", tuned_from="default"),
         Row("default-white", "white", "default"),

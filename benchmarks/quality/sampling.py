@@ -16,13 +16,12 @@ from anodiff.metrics.generation import Described, bootstrap_distances, described
 from anodiff.model import DiffusionModel, load
 from anodiff.pipelines.common import file_digest
 from anodiff.restoration import Restorer
+from anodiff.restoration.quality import encoded, interval
 from benchmarks.quality.kept import kept
 
 #: name -> sampler, steps
 CHAINS = {"dpmpp, 20 calls": ("dpmpp", 20), "ancestral, 1000 calls": ("ancestral", 1000)}
 FEW, MANY = CHAINS
-#: noise level at which the network's encoder looks at an image
-FEATURE_SIGMA = 0.2
 RESAMPLES = 200
 
 
@@ -115,12 +114,5 @@ def drawn(restorer: Restorer, count: int, path: Path) -> Tensor:
 
 
 def seen(restorer: Restorer, images: Tensor) -> Described:
-    """What the statistics see; features are the means and deviations of the encoder's channels at each resolution."""
-    levels = restorer.denoiser.features(images, FEATURE_SIGMA)
-    features = torch.cat([part for level in levels for part in (level.mean((2, 3)), level.std((2, 3)))], dim=1)
-    return described(images.numpy(), features.cpu().numpy())
-
-
-def interval(values: Any) -> list[float]:
-    """The 2.5 and 97.5 percentiles."""
-    return [float(end) for end in np.percentile(values, (2.5, 97.5))]
+    """What the statistics see; features are those of the model's own encoder."""
+    return described(images.numpy(), encoded(restorer, images))

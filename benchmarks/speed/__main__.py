@@ -1,7 +1,7 @@
 """The speed benchmarks beside a peer, one after the other, and RESULTS.md of what they wrote.
 
-What size costs, and what precision changes, have no peer and commands of their own: python -m benchmarks.speed.scaling
-and python -m benchmarks.speed.precision, whose results stand in the page too.
+What size costs, and what precision and windows change, have no peer and commands of their own, whose results stand in
+the page too: python -m benchmarks.speed.NAME, NAME being scaling, precision or windows.
 
 python -m benchmarks.speed                 # run them all (about an hour on 2 CPU cores, most of it training)
 python -m benchmarks.speed network simplex # run some
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from anodiff.files import atomic_write
-from benchmarks.speed import precision, scaling
+from benchmarks.speed import precision, scaling, windows
 from benchmarks.speed.side_by_side import HERE
 
 NAMES = ("network", "training", "reconstruct", "folder", "simplex", "startup", "aupro")
@@ -53,7 +53,7 @@ def results(folder: Path) -> str:
         "turns, the median over turns and the quartiles of the turns' ratios; each module's docstring says what either "
         "side does."
     ]
-    for name in (*NAMES, "precision", "scaling"):
+    for name in (*NAMES, "precision", "windows", "scaling"):
         path = folder / f"{name}.json"
         if path.exists():
             parts.append(section(name, json.loads(path.read_text())))
@@ -78,6 +78,8 @@ def section(name: str, found: dict[str, Any]) -> str:
             "![Cost against size](scaling.png)",
         ]
         return "\n".join(lines)
+    if name == "windows":
+        return "\n".join(["## Whole images and windows", "", place(found), "", windows.table(found)])
     if name == "precision":
         return "\n".join([f"## {found['title']}", "", place(found), "", precision.table(found["rows"])])
     lines = [f"## {found['title'][0].upper()}{found['title'][1:]}", "", place(found), ""]

@@ -1,11 +1,11 @@
-"""One forward pass: MONAI's U-Net as it comes beside the same weights in our inference path, and our own U-Net.
+"""One forward pass: MONAI's U-Net as it comes beside the same weights in our inference path, and our own networks.
 
     python -m benchmarks.speed.network
 
 The peer is MONAI's DiffusionModelUNet in evaluation mode without gradients, nothing else done to it. Ours is the same
-network inside `InferenceDenoiser` (its precision rule, channels last), and our U-Net of as many weights and the same
-channels. The results of the same weights are compared before they are timed: in fp32 they agree to 1e-4, in bf16 to
-2e-2 (relative L2). Prints a table, writes network.json beside this file.
+network inside `InferenceDenoiser` (its precision rule, channels last), our U-Net of as many weights and the same
+channels, and our transformer of about as many weights. The results of the same weights are compared before they are
+timed: in fp32 they agree to 1e-4, in bf16 to 2e-2 (relative L2). Prints a table, writes network.json beside this file.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from anodiff.engine.inference import InferenceDenoiser
-from anodiff.networks import UNet
+from anodiff.networks import DiT, UNet
 from benchmarks.speed.side_by_side import Comparison, device_of, finish, in_turns, options, require_equal
 
 CHANNELS = (32, 64, 96)
 SHAPES = ((8, 1, 64, 64), (4, 1, 128, 128))
 WIDE, WIDE_SHAPE = (128, 256, 384), (64, 1, 128, 128)
+#: width and depth of the transformer (patches of 4x4) of about as many weights, by the U-Net's channels
+TRANSFORMERS = {CHANNELS: (128, 9), WIDE: (512, 9)}
 
 
 def main(arguments: list[str] | None = None) -> list[Comparison]:
@@ -40,13 +42,16 @@ def main(arguments: list[str] | None = None) -> list[Comparison]:
 
 
 def compare(
-    channels: tuple[int, ...], shape: tuple[int, ...], device: torch.device, chosen: argparse.Namespace
+    channels: tuple[int, int, int], shape: tuple[int, ...], device: torch.device, chosen: argparse.Namespace
 ) -> list[Comparison]:
-    """The same weights in our path at its own precision and in fp32, then our U-Net as it is and
+    """The same weights in our path at its own precision and in fp32, then our U-Net and our transformer as they are and
     compiled, each beside MONAI's network."""
     peer = monai_network(channels).to(device)
-    ours = UNet(1, channels=channels, blocks=2, attention=(False, False, True), stem=1)
-    randomise(ours)
+    width, depth = TRANSFORMERS[channels]
+    own: dict[str, nn.Module] = {
+        "U-Net": UNet(1, channels=channels, blocks=2, attention=(False, False, True), stem=1),
+        "DiT": DiT(1, width=width, depth=depth),
+    }
     x, level = torch.randn(shape, device=device), torch.full((shape[0],), 0.5, device=device)
     t = torch.full((shape[0],), 250, device=device)
 
@@ -57,7 +62,6 @@ def compare(
 
     expected = theirs()
     size = "x".join(str(side) for side in shape)
-    weights = {"monai": count(peer), "ours": count(ours)}
     rows = []
     for precision in dict.fromkeys((InferenceDenoiser(nn.Identity(), device).precision, "fp32")):
         copy = monai_network(channels)
@@ -67,18 +71,20 @@ def compare(
         rows.append(
             in_turns(
                 f"{size}, the same weights, {precision}", partial(path, x, t.float()), theirs, chosen.turns, device,
-                distance=error, weights=weights["monai"],
+                distance=error, weights=count(peer),
             )
         )  # fmt: skip
-    for compiled in dict.fromkeys((False, not chosen.uncompiled)):
-        path = InferenceDenoiser(ours, device, network_batch=shape[0], compiled=compiled)
-        work = f"{size}, our U-Net, {path.precision}{', compiled' if path.compiled else ''}"
-        rows.append(
-            in_turns(
-                work, partial(path, x, level), theirs, chosen.turns, device,
-                weights=weights["ours"], peer_weights=weights["monai"],
-            )
-        )  # fmt: skip
+    for name, network in own.items():
+        randomise(network)
+        for compiled in dict.fromkeys((False, not chosen.uncompiled)):
+            path = InferenceDenoiser(network, device, network_batch=shape[0], compiled=compiled)
+            work = f"{size}, our {name}, {path.precision}{', compiled' if path.compiled else ''}"
+            rows.append(
+                in_turns(
+                    work, partial(path, x, level), theirs, chosen.turns, device,
+                    weights=count(network), peer_weights=count(peer),
+                )
+            )  # fmt: skip
     return rows
 
 

@@ -5,7 +5,8 @@
 The peer: MONAI's DiffusionModelUNet as it comes, its DDPMScheduler's noise, eps loss, Adam, fp32, images already on the
 device. Ours: `Trainer.step` with our U-Net of as many weights and the same channels, with all it does (drawing,
 augmentation off, noise, precision rule, clipping, fused AdamW, averaged weights), as it is and with
-`training.compiled`. Prints a table, writes training.json beside this file.
+`training.compiled`; then the same with our transformer of about as many weights. Prints a table, writes training.json
+beside this file.
 """
 
 from __future__ import annotations
@@ -18,8 +19,14 @@ from torch.nn import functional as F
 from anodiff.config import parse_config
 from anodiff.engine.device import resolve_precision
 from anodiff.training import Trainer
-from benchmarks.speed.network import CHANNELS, count, monai_network
+from benchmarks.speed.network import CHANNELS, TRANSFORMERS, count, monai_network
 from benchmarks.speed.side_by_side import Comparison, device_of, finish, in_turns, options
+
+#: name of ours -> the recipe's network
+NETWORKS: dict[str, dict[str, Any]] = {
+    "U-Net": {"channels": list(CHANNELS), "blocks": 2, "attention": [False, False, True], "stem": 1},
+    "DiT": {"kind": "dit", "width": TRANSFORMERS[CHANNELS][0], "depth": TRANSFORMERS[CHANNELS][1]},
+}
 
 
 def main(arguments: list[str] | None = None) -> list[Comparison]:
@@ -34,7 +41,8 @@ def main(arguments: list[str] | None = None) -> list[Comparison]:
     images = torch.rand(4 * chosen.batch, 1, chosen.side, chosen.side) * 2 - 1
     fast = resolve_precision("auto", device)
     found = [
-        compare(images, chosen.batch, device, chosen.turns, precision, compiled)
+        compare(images, chosen.batch, device, chosen.turns, precision, compiled, name)
+        for name in NETWORKS
         for precision, compiled in dict.fromkeys([(fast, False), (fast, not chosen.uncompiled), ("fp32", False)])
     ]
     finish(found, chosen.output, "one training step", device, batch=chosen.batch, side=chosen.side)
@@ -42,9 +50,9 @@ def main(arguments: list[str] | None = None) -> list[Comparison]:
 
 
 def compare(
-    images: torch.Tensor, batch: int, device: torch.device, turns: int, precision: Any, compiled: bool
+    images: torch.Tensor, batch: int, device: torch.device, turns: int, precision: Any, compiled: bool, name: str
 ) -> Comparison:
-    """One update of each in turns; compiled before, where it is."""
+    """One update of each in turns, ours of the named network; compiled before, where it is."""
     from monai.networks.schedulers import DDPMScheduler
 
     peer = monai_network(CHANNELS).to(device).train()
@@ -63,11 +71,12 @@ def compare(
     recipe = {
         "name": "speed",
         "preprocess": {"size": list(images.shape[2:])},
-        "network": {"channels": list(CHANNELS), "blocks": 2, "attention": [False, False, True], "stem": 1},
+        "network": NETWORKS[name],
         "training": {"batch_size": batch, "images": 1_000_000, "compiled": compiled},
     }
     trainer = Trainer(parse_config(recipe), images, images[:batch], device=device, precision=precision)
-    work = f"{batch} images of {images.shape[2]}x{images.shape[3]}, {precision}{', compiled' * compiled}"
+    size = f"{images.shape[2]}x{images.shape[3]}"
+    work = f"{batch} images of {size}, our {name}, {precision}{', compiled' * compiled}"
     return in_turns(work, trainer.step, theirs, turns, device, weights=count(trainer.network), peer_weights=count(peer))
 
 

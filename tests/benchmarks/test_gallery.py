@@ -15,6 +15,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is not installed
 
 from anodiff.config import parse_config
+from anodiff.errors import ConfigError
 from anodiff.model import DiffusionModel, build_denoiser
 from benchmarks.quality import gallery
 
@@ -37,7 +38,11 @@ def test_holes_are_hatched_and_pictures_are_not_hidden() -> None:
     assert red(pixels(gallery.drawn([[gallery.Panel("a", holed)]]))) > 50
 
 
-def test_the_command_draws_what_it_is_asked_for(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+def test_the_command_draws_what_it_is_asked_for(
+    tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = gallery.restorer_of
+    monkeypatch.setattr(gallery, "restorer_of", lambda *given, **_: whole(*given, steps=2))
     config = parse_config({**tiny_recipe, "preprocess": {"size": [64, 64]}})
     DiffusionModel(config, build_denoiser(config)).save(tmp_path / "model.safetensors")
     words = ["--model", str(tmp_path / "model.safetensors"), "--output", str(tmp_path), "--device", "cpu"]
@@ -61,3 +66,26 @@ def test_measurements_are_shown_as_pictures(name: str) -> None:
     shown = gallery.measured_view(name, y)
     assert shown.shape == (8, 8)
     assert name == "blur" or (float(shown.min()), float(shown.max())) == (-1, 1)
+
+
+def test_figures_say_what_they_lack(
+    tiny_recipe: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = parse_config({**tiny_recipe, "preprocess": {"size": [64, 64]}})
+    DiffusionModel(config, build_denoiser(config)).save(tmp_path / "model.safetensors")
+    words = ["--model", str(tmp_path / "model.safetensors"), "--output", str(tmp_path / "out"), "--device", "cpu"]
+    gallery.main([*words, "--figures", "volume", "--volumes", str(tmp_path / "none")])
+    assert "left out volume: expected a folder of the patients of open_ms" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="expected a calibrated model"):
+        gallery.main([*words, "--figures", "counterfactual"])
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_planes_of_a_volume_go_through_its_hole() -> None:
+    volume = torch.arange(32**3).reshape(32, 32, 32)
+    i, j, k = gallery.MIDDLE
+    for axis in range(3):
+        plane = gallery.across(volume, axis)
+        assert plane.shape == (32, 32)
+        assert (plane == volume[i, j, k]).any()
+    assert gallery.across(volume, 2)[0, 3] == volume[3, -1, k]  # j upwards, i to the right

@@ -27,6 +27,7 @@ from anodiff.config import load_config
 from anodiff.data.layouts import load_table
 from anodiff.data.preprocess import Geometry
 from anodiff.data.table import group_keys
+from anodiff.model import build_denoiser
 from anodiff.pipelines.truth import read_run
 from benchmarks.quality import looks, oracle, pairs, results, rows, sets, table, table_page
 from benchmarks.quality.models import VARIANTS
@@ -327,6 +328,16 @@ def test_every_row_and_variant_is_of_recipes_and_presets_that_exist() -> None:
             assert settings.polarity == load_config(entry.recipe).polarity
             assert row.subset == (settings.nfe_for(config.preprocess.size) > rows.MANY) or row.name == "tuned-subset"
             assert row.oracle == row.name.startswith("oracle_")
+
+
+@pytest.mark.parametrize("name", ["brain_lgg", "pneumoniamnist"])
+def test_the_transformer_of_the_table_differs_from_default_in_its_network_alone(name: str) -> None:
+    entry, options = sets.SETS[name], rows.Options(Path(), Path())
+    both = [load_config(entry.recipe, rows.recipe_of(rows.ROWS[row], entry, options)) for row in ("default", "dit")]
+    unet, dit = (sum(each.numel() for each in build_denoiser(config).parameters()) for config in both)
+    assert (both[0].network.kind, both[1].network.kind) == ("unet", "dit")
+    assert dit == pytest.approx(unet, rel=0.02)
+    assert both[1].model_copy(update={"network": both[0].network}) == both[0]
 
 
 def test_a_split_keeps_groups_together_and_test_as_it_was(data: Path) -> None:
