@@ -98,9 +98,9 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | str | Callable[[
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
-    """Removes the temporary files that a killed run left in `folder` and the folders in it (and only those)."""
+    """Removes the temporary files that a killed run left in `folder` and folders up to two below it (only those)."""
     place = Path(folder)
-    for inside in [place, *(entry for entry in place.iterdir() if entry.is_dir())]:
+    for inside in [place, *(entry for entry in (*place.glob("*/"), *place.glob("*/*/")) if entry.is_dir())]:
         for leftover in inside.glob(f".*{_TEMPORARY}"):
             with contextlib.suppress(OSError):
                 leftover.unlink()

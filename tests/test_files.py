@@ -86,7 +86,9 @@ def test_a_missing_or_wrong_folder_is_named(tmp_path: Path) -> None:
 
 def test_leftovers_of_a_killed_run_are_removed_and_only_those(tmp_path: Path) -> None:
     (tmp_path / "maps").mkdir()
-    for name in (".x.anodiff-part", "maps/.y.anodiff-part", ".mine.part", "maps/y.npy"):
+    (tmp_path / ".anodiff" / "reconstructions").mkdir(parents=True)
+    parts = (".x.anodiff-part", "maps/.y.anodiff-part", ".anodiff/reconstructions/.z.anodiff-part")
+    for name in (*parts, ".mine.part", "maps/y.npy"):
         (tmp_path / name).write_text("")
     files.remove_leftovers(tmp_path)
     left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
