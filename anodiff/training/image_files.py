@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from anodiff.data.foreground import with_given
 from anodiff.data.preprocess import Preprocessor
-from anodiff.data.readers import RawImage, read_image
+from anodiff.data.readers import RawImage
 from anodiff.data.seen import pixel_hash
 from anodiff.data.table import SampleTable, group_keys
-from anodiff.engine.progress import Progress
-from anodiff.errors import DataError, InputError
+from anodiff.training.reading import read_each, read_raw
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class ImageFiles:
 
     def read(self, row: int) -> tuple[Tensor, Tensor]:
         """One image (C, H, W) float32 and its foreground (H, W) bool. Raises InputError where it cannot be used."""
-        prepared = self.preprocessor(_raw(self.paths[row], self.beside[row], self.max_pixels))
+        prepared = self.preprocessor(read_raw(self.paths[row], self.beside[row], self.max_pixels))
         return prepared.image, prepared.foreground
 
     def sample(self, count: int, seed: int = 0) -> ImageFiles:
@@ -70,40 +67,20 @@ def look_through(
 
     Raises DataError when not one image can be read.
     """
-    paths, beside = list(samples.table["path"]), list(samples.table["foreground"])
 
-    def look(path: str, foreground: str) -> tuple[tuple[int, int], int] | str:
-        try:
-            raw = _raw(path, foreground, max_pixels)
-            return preprocessor(raw).geometry.model, pixel_hash(raw)
-        except InputError as error:
-            return str(error)
+    def look(raw: RawImage) -> tuple[tuple[int, int], int]:
+        return preprocessor(raw).geometry.model, pixel_hash(raw)
 
-    kept, sizes, hashes, failed = [], [], [], []
-    with ThreadPoolExecutor(workers) as pool, Progress(len(paths), "images", "reading", quiet=quiet) as progress:
-        for row, outcome in enumerate(pool.map(look, paths, beside)):
-            progress.update(1)
-            if isinstance(outcome, str):
-                failed.append(outcome)
-                progress.note(f"left out: {outcome}")
-                continue
-            kept.append(row)
-            sizes.append(outcome[0])
-            hashes.append(outcome[1])
-    if not kept:
-        raise DataError(f"{samples.root}: expected readable images, found none in {len(paths)} ({failed[0]})")
-    groups = group_keys(samples)
+    kept, found, failed = read_each(samples, look, max_pixels, workers, quiet)
+    sizes, hashes = zip(*found, strict=True)
+    table, groups = samples.table.iloc[kept], group_keys(samples)
     return ImageFiles(
         preprocessor,
         max_pixels,
-        tuple(paths[row] for row in kept),
-        tuple(beside[row] for row in kept),
+        tuple(table["path"]),
+        tuple(table["foreground"]),
         tuple(str(groups[row]) for row in kept),
-        tuple(sizes),
-        tuple(hashes),
-        tuple(failed),
+        sizes,
+        hashes,
+        failed,
     )
-
-
-def _raw(path: str, foreground: str, max_pixels: int) -> RawImage:
-    return with_given(read_image(path, max_pixels=max_pixels), foreground, max_pixels=max_pixels)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from anodiff.data.foreground import with_given
 from anodiff.data.preprocess import Preprocessor
-from anodiff.data.readers import read_image
+from anodiff.data.readers import RawImage
 from anodiff.data.seen import pixel_hash
 from anodiff.data.table import SampleTable, group_keys, select, split_groups
-from anodiff.engine.progress import Progress
-from anodiff.errors import DataError, InputError
+from anodiff.errors import DataError
+from anodiff.training.reading import read_each
 
 
 @dataclass(frozen=True)
@@ -73,44 +71,27 @@ def load_images(
 
     ``labels``: the class of each row, which the images keep. Raises DataError when not one image can be read.
     """
-    paths, beside = list(samples.table["path"]), list(samples.table["foreground"])
 
-    def prepare(path: str, foreground: str) -> tuple[Tensor, Tensor, int] | str:
-        try:
-            raw = with_given(read_image(path, max_pixels=max_pixels), foreground, max_pixels=max_pixels)
-            prepared = preprocessor(raw)
-            return prepared.image, prepared.foreground, pixel_hash(raw)
-        except InputError as error:
-            return str(error)
+    def prepare(raw: RawImage) -> tuple[Tensor, Tensor, int]:
+        prepared = preprocessor(raw)
+        return prepared.image, prepared.foreground, pixel_hash(raw)
 
-    images, foreground, hashes, kept, failed = [], [], [], [], []
-    with ThreadPoolExecutor(workers) as pool, Progress(len(paths), "images", "reading", quiet=quiet) as progress:
-        for row, outcome in enumerate(pool.map(prepare, paths, beside)):
-            progress.update(1)
-            if isinstance(outcome, str):
-                failed.append(outcome)
-                progress.note(f"left out: {outcome}")
-                continue
-            images.append(outcome[0])
-            foreground.append(outcome[1])
-            hashes.append(outcome[2])
-            kept.append(row)
-    if not images:
-        raise DataError(f"{samples.root}: expected readable images, found none in {len(paths)} ({failed[0]})")
+    kept, found, failed = read_each(samples, prepare, max_pixels, workers, quiet)
+    images, foreground, hashes = zip(*found, strict=True)
     sizes = sorted({tuple(image.shape[1:]) for image in images})
     if len(sizes) > 1:
         shown = ", ".join("x".join(map(str, size[::-1])) for size in sizes[:3])
         raise DataError(f"{samples.root}: expected images of one size, found {len(sizes)} ({shown}...)")
-    groups = group_keys(samples)
+    table, groups = samples.table.iloc[kept], group_keys(samples)
     return ImageSet(
         torch.stack(images),
         torch.stack(foreground),
         tuple(str(groups[row]) for row in kept),
-        tuple(paths[row] for row in kept),
-        tuple(failed),
-        tuple(hashes),
+        tuple(table["path"]),
+        failed,
+        hashes,
         tuple(labels[row] for row in kept) if labels else (),
-        tuple(bool(beside[row]) for row in kept),
+        tuple(map(bool, table["foreground"])),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,6 +69,9 @@ def processes(use_cuda: bool) -> Iterator[Processes]:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if use_cuda:
         torch.cuda.set_device(local_rank)
+    # Its functions take the group of the moment of their import as a default. Imported later, by an optimiser, they
+    # would keep the group's threads alive, and a thread that frees a tensor while Python ends aborts the process.
+    importlib.import_module("torch.distributed.nn")
     dist.init_process_group("nccl" if use_cuda else "gloo")
     try:
         yield Processes(dist.get_rank(), world, local_rank)

@@ -39,21 +39,16 @@ def fit_images(
     foregrounds: the file of each image's, "" where it is estimated.
     Images that cannot be read, or without spread, do not count. Raises DataError where none is left.
     """
-    from anodiff.data.foreground import with_given
     from anodiff.data.preprocess import Preprocessor
-    from anodiff.data.readers import read_image
+    from anodiff.training.reading import read_raw
 
     if not is_missing(config):
         return config
     preprocessor = Preprocessor(config.preprocess)
-
     beside = dict(zip(paths, foregrounds, strict=True)) if foregrounds else {}
 
     def landmarks(path: str) -> np.ndarray:
-        most = config.preprocess.max_pixels
-        return preprocessor.landmarks(
-            with_given(read_image(path, max_pixels=most), beside.get(path, ""), max_pixels=most)
-        )
+        return preprocessor.landmarks(read_raw(path, beside.get(path, ""), config.preprocess.max_pixels))
 
     with ThreadPoolExecutor(config.engine.workers) as pool:
         return with_scale(config, _all(paths, lambda path: pool.submit(landmarks, path).result, "images", quiet))
