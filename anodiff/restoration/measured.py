@@ -43,6 +43,10 @@ def restore(
     shape = tuple(operator.rows(torch.tensor([0])).pinv(y[:1]).shape[1:])
     keys = image_keys(y, restorer.seed if seed is None else seed)
     grid = restorer.grid(restorer.sigma_max)
+    first = torch.zeros(1, dtype=torch.int64)
+    alone = Rows(first, keys[:1], first, shape, restorer.family, restorer.scale)
+    _refuse(restorer, posterior_of(restorer, name, operator.rows(first), y[:1], sigma_y, grid, alone, options))
+    mean = restorer.mean(shape)
 
     def chain(rows: Rows) -> Tensor:
         noise = rows.source()
@@ -50,7 +54,7 @@ def restore(
         posterior = posterior_of(restorer, name, operator.rows(rows.image), part, sigma_y, grid, rows, options)
         sampler = SAMPLERS[sampler_of(restorer, posterior)]
         after = watched(rows.tell, posterior.callback)
-        return sampler(posterior, restorer.sigma_max * noise(0), grid, noise, after)
+        return sampler(posterior, mean + restorer.sigma_max * noise(0), grid, noise, after)
 
     drawn, nfe, gradients = restorer.chains(keys, samples, shape, grid, chain)
     drawn = drawn.to(y.device)
@@ -65,9 +69,13 @@ def check(restorer: Restorer, operator: Operator, shape: tuple[int, ...], solver
     first = torch.zeros(1, dtype=torch.int64)
     rows = Rows(first, first, first, shape, restorer.family, restorer.scale)
     y = operator(torch.zeros(1, *shape))
-    posterior = posterior_of(restorer, name, operator, y, sigma_y, restorer.grid(restorer.sigma_max), rows, {})
+    _refuse(restorer, posterior_of(restorer, name, operator, y, sigma_y, restorer.grid(restorer.sigma_max), rows, {}))
+
+
+def _refuse(restorer: Restorer, posterior: Posterior) -> None:
+    """Raises the ConfigErrors of a posterior that no chain can be run with."""
     sampler_of(restorer, posterior)
-    if name != Projected.name:
+    if posterior.name != Projected.name:
         _ = posterior.linear
 
 

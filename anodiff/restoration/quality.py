@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,7 +93,8 @@ def compare_with_real(
 
     The held-out images are parted at random by ``seed``: so many as are compared with it, at most half, are the
     yardstick, the rest the real set. No more generated images than the yardstick has are compared, since distances of
-    small sets are larger. ``flips``: axes of (N, C, H, W) along which training images were mirrored in training.
+    small sets are larger. ``flips``: axes of (N, C, H, W) along which training images were mirrored in training, each
+    by itself and all together.
     Raises DataError for fewer than two generated or four held-out images.
     """
     if len(generated) < FEWEST // 2 or len(held_out) < FEWEST:
@@ -114,7 +116,7 @@ def compare_with_real(
             statistics.setdefault(statistic, {})[name] = ends
     neighbours: dict[str, Neighbours] = {}
     if training is not None and len(training):
-        views = (training, *(training.flip(axis) for axis in flips))
+        views = [training.flip(axes) for count in range(len(flips) + 1) for axes in combinations(flips, count)]
         neighbours["pixels"] = between(generated.numpy(), held_out.numpy(), [view.numpy() for view in views])
         if features["generated"] is not None and features["held_out"] is not None:
             scale = features["held_out"]

@@ -106,6 +106,7 @@ class Restorer:
         self._shape = shape_of(config)
         self._schedule = getattr(model, "schedule", None) or getattr(model.denoiser, "schedule", None)
         self.sigma_max, self.sigma_min = trained_levels(diffusion, self._schedule)
+        self._mean: tuple[Any, Tensor] | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -129,8 +130,7 @@ class Restorer:
 
         shape: (C, *S); None takes the recipe's. label: the class they are of; None is over all classes. guidance: its
         weight, 1 draws the class as it is, more what is surest of it, for twice the calls. on_state: is shown the rows
-        of a chain after each step, to look at. Chains start about the model's mean image, see
-        :func:`anodiff.restoration.start.mean_image`, whose calls are those of no image.
+        of a chain after each step, to look at. Chains start about the model's mean image, see :meth:`mean`.
 
         Raises ConfigError for no image, an unknown class or weight, or where no shape is known.
         """
@@ -146,8 +146,7 @@ class Restorer:
             preserving = self._schedule is not None and self._schedule.is_variance_preserving
             sample = partial(sample, variance="learned", preserving=preserving)
 
-        settings = (self.sigma_max, self.sigma_data, self.family, self.scale, self.denoiser.device)
-        mean = mean_image(denoiser, shape, *settings)
+        mean = self.mean(shape, label, guidance)
 
         def chain(rows: Rows) -> Tensor:
             noise = rows.source()
@@ -254,6 +253,8 @@ class Restorer:
     ) -> Restored:
         """Samples of the images that ``operator`` would measure as y; of an image x, y is its measurement.
 
+        Chains start about the model's mean image, see :meth:`mean`: what y does not say would else be pulled to 0.
+
         Args:
             x: (N, C, *S) in [-1, 1], where no y is given.
             y: measurements, as the operator makes them.
@@ -345,6 +346,18 @@ class Restorer:
             raise ConfigError(f"sigma: expected a positive noise level, found {sigma}")
         self.check_level(float(sigma), "" if strength is None else f"of strength {strength:g}")
         return float(sigma)
+
+    def mean(self, shape: tuple[int, ...], label: str | None = None, guidance: float = 1.0) -> Tensor:
+        """(1, C, *S): about which image chains from noise of level ``sigma_max`` start, see :func:`start.mean_image`.
+
+        It is kept until another is asked for; its calls are those of no image.
+        """
+        key, kept = (shape, label, guidance, self.sigma_max), self._mean
+        if kept is None or kept[0] != key:
+            denoiser = self.denoiser if label is None else of_class(self, label, guidance)
+            settings = (self.sigma_max, self.family, self.scale, self.denoiser.device, self.denoiser.chain_rows)
+            self._mean = kept = key, mean_image(denoiser, shape, *settings)
+        return kept[1]
 
     def grid(self, top: float, final_zero: bool = True) -> Tensor:
         """The levels of a chain from ``top`` down: ``steps`` steps, to 0 or to the lowest level that was learnt."""

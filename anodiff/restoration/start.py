@@ -1,45 +1,44 @@
-"""Where a chain of generation starts: the mean of what the model draws, plus noise of the highest level."""
+"""Where chains from noise alone start: the mean of what the model draws, plus noise of the highest level."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from anodiff.diffusion import sample_noise
+from anodiff.diffusion.samplers import DenoiserFn
 
 #: antithetic pairs of noise drawn for the estimate, and rounds of it
-PAIRS, ROUNDS = 4, 2
-#: deviations of the data above which their mean is lost in the noise
-LOST = 100.0
+PAIRS, ROUNDS = 2, 2
 _KEY = 0x5EED
 
 
 @torch.no_grad()
 def mean_image(
-    denoiser: Callable[[Tensor, Tensor], Tensor],
+    denoiser: DenoiserFn,
     shape: tuple[int, ...],
     sigma: float,
-    sigma_data: float,
     family: str,
     scale: str,
     device: torch.device,
+    rows: int = 2 * PAIRS,
 ) -> Tensor:
-    """Mean of the model's images (1, C, *S), by the denoiser alone; zeros where ``sigma`` is so high that none is seen.
+    """Mean of the model's images (1, C, *S), by the denoiser alone, which is shown up to ``rows`` images at once.
 
-    A network that learnt levels up to a few deviations of the data still sees their mean there: started at noise about
-    0, a chain ends in images that are too bright or too dark. One round is the mean of D(m + sigma n, sigma) over pairs
-    +-n; of Gaussian data it takes the estimate m to mu + (m - mu) s^2 / (s^2 + sigma^2), for each direction in which
-    they have the deviation s. Costs 2 x PAIRS x ROUNDS calls.
+    A chain that starts at noise of level sigma about 0 ends short of the mean of the data mu: of Gaussian data by
+    mu s / sqrt(s^2 + sigma^2) in each direction in which they have the deviation s. The direction, not the pixel,
+    counts: the brightness of a whole image of N pixels has sqrt(N) times the deviation of one pixel's, so that it is
+    seen even at the highest levels. One round is the mean of D(m + sigma n, sigma) over pairs +-n, which takes the
+    estimate m to mu + (m - mu) s^2 / (s^2 + sigma^2). Costs 2 x PAIRS x ROUNDS calls.
     """
     mean = torch.zeros(1, *shape, device=device)
-    if sigma > LOST * sigma_data:
-        return mean
-    keys = torch.full((PAIRS,), _KEY, dtype=torch.int64, device=device)
-    drawn = sample_noise(family, keys, shape, draw=torch.arange(PAIRS, device=device), scale=scale)
-    noise = sigma * torch.cat([drawn, -drawn])
-    level = torch.full((2 * PAIRS,), sigma, device=device)
+    level = torch.tensor(sigma, dtype=torch.float64)
     for _ in range(ROUNDS):
-        mean = denoiser(mean + noise, level).float().mean(dim=0, keepdim=True)
+        total = torch.zeros_like(mean)
+        for numbers in torch.arange(2 * PAIRS, device=device).split(rows):
+            keys = torch.full_like(numbers, _KEY)
+            noise = sample_noise(family, keys, shape, draw=numbers // 2, scale=scale)
+            sign = (1 - 2 * (numbers % 2)).view(-1, *[1] * len(shape))
+            total += denoiser(mean + sigma * sign * noise, level).float().sum(dim=0, keepdim=True)
+        mean = total / (2 * PAIRS)
     return mean

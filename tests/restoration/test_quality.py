@@ -84,6 +84,10 @@ def test_mirrored_copies_are_found_where_training_mirrored(restorer: Restorer) -
     flipped = quality.compare_with_real(restorer, mirrored, held, training, flips=(3,), n_boot=2).neighbours["pixels"]
     assert flipped.index.tolist() == [5, 30]
     assert flipped.distance.max() == 0
+    turned = training[[5, 30]].flip(2, 3)  # both at once, as training with both has seen it
+    both = quality.compare_with_real(restorer, turned, held, training, flips=(3, 2), n_boot=2).neighbours["pixels"]
+    assert both.index.tolist() == [5, 30]
+    assert both.distance.max() == 0
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,7 @@ def test_inpainting_has_the_same_bits_in_any_batch_and_keeps_the_rest(restorer: 
 def test_a_cpu_fills_no_batch_up_unless_asked(model: DiffusionModel, solver: str, asked: int | None, rows: int) -> None:
     """Rows that the network sees are counted, those that only fill up a batch among them."""
     restorer = Restorer(model, device="cpu", precision="fp32", network_batch=asked, steps=STEPS)
+    restorer.mean((1, 16, 16))  # looked for once
     seen: list[int] = []
     model.denoiser.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
     x = images(3)
@@ -137,10 +138,11 @@ def test_what_a_step_raises_ends_the_chain(restorer: Restorer) -> None:
         if step.step == 2:
             raise KeyboardInterrupt
 
-    restorer.on_step = stop
+    restorer.mean((1, 16, 16))
+    before, restorer.on_step = restorer.denoiser.calls, stop
     with pytest.raises(KeyboardInterrupt):
         restorer.inpaint(images(8), HOLE, solver="proximal")
-    assert restorer.denoiser.calls == 2 * restorer.denoiser.network_batch
+    assert restorer.denoiser.calls - before == 2 * restorer.denoiser.network_batch
 
 
 @pytest.mark.parametrize(
@@ -179,27 +181,6 @@ def test_generated_images_have_the_spread_of_the_data(exact: Restorer) -> None:
     drawn = exact.generate(8, shape=(1, 32, 32)).images
     assert float(drawn.std()) == pytest.approx(Exact.deviation, rel=0.04)
     assert abs(float(drawn.mean())) < 0.02
-
-
-def test_chains_start_about_the_mean_of_the_data(gaussian_data: Any) -> None:
-    """With levels up to a few deviations of the data, chains from noise about 0 end short of their mean."""
-
-    class Gaussian(nn.Module):
-        sigma_data = 0.5
-
-        def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-            lifted = gaussian_data(x.double() - 0.6, sigma.flatten()[0]) + 0.6
-            return lifted.to(x.dtype)
-
-    restorer = Restorer(SimpleNamespace(denoiser=Gaussian()), device="cpu", network_batch=8, steps=40)
-    restorer.sigma_max, restorer.sigma_min = 4.0, 0.02
-    restorer.precision = "fp32"
-    found = restorer.generate(256, shape=gaussian_data.shape)
-    truth = gaussian_data.mean.reshape(gaussian_data.shape).float() + 0.6
-    error = (found.images.mean(0) - truth).abs().max()
-    spread = float(gaussian_data.covariance.diagonal().max()) ** 0.5
-    assert float(error) < 4 * spread / 256**0.5
-    assert found.nfe == 40
 
 
 def test_the_estimate_is_the_denoiser_and_samples_cost_three_decibels(exact: Restorer) -> None:
@@ -297,7 +278,7 @@ def test_pairings_are_checked_without_the_network(
         restorer.check(operator, (1, 16, 16), **options)
     with pytest.raises(ConfigError):
         restorer.restore(images(1), operator, **options)
-    assert restorer.denoiser.calls <= 4
+    assert restorer.denoiser.calls == 0
     for good in (Slices(2), gaussian_blur(1.0), SuperResolution(2), Jpeg(30)):
         Restorer(model, device="cpu", steps=2).check(good, (1, 16, 16))
 
