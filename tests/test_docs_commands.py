@@ -1,4 +1,4 @@
-"""The commands that the pages show are ones that the command line takes: jobs, arguments and options."""
+"""The commands that the pages show are ones that the command line takes, and the files that they name are there."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import shlex
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
 from anodiff.pipelines.cli import HELP_OPTIONS, JOBS
 
-PAGES = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "docs"
 #: every block, so that the end of one is not taken for the start of the next
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 SHELLS = ("", "bash", "sh", "console")
@@ -29,21 +31,47 @@ def commands(page: Path) -> Iterator[list[str]]:
                 yield shlex.split(command, comments=True)[1:]
 
 
-def parse(words: list[str]) -> None:
-    """As the command line does, but nothing is run. Raises click.UsageError."""
-    module = import_module(f"anodiff.pipelines.{JOBS[words[0]][0]}")
+def command_of(job: str) -> Any:
+    """A job's command, as the command line makes it."""
+    module = import_module(f"anodiff.pipelines.{JOBS[job][0]}")
     app = getattr(module, "app", None)
     if app is None:
         app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=HELP_OPTIONS)
-        app.command(words[0])(module.main)
-    command, rest = typer.main.get_command(app), words[1:]
+        app.command(job)(module.main)
+    return typer.main.get_command(app)
+
+
+def parse(words: list[str]) -> None:
+    """As the command line does, but nothing is run. Raises click.UsageError."""
+    command, rest = command_of(words[0]), words[1:]
     context = command.make_context(words[0], list(rest))
     if hasattr(command, "resolve_command"):
         name, inner, rest = command.resolve_command(context, rest)
         inner.make_context(name, list(rest), parent=context)
 
 
-@pytest.mark.parametrize("page", ["medical.md", "integrations.md", "surveillance.md", "tuning.md", "likelihood.md"])
+def pieces(text: str, start: str) -> Iterator[str]:
+    """What begins so of all code of a page, in blocks and between the words, synopses with them; one line each."""
+    blocks = BLOCK.findall(text)
+    lines = [line for _, block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    inline = re.findall(r"`([^`]+)`", BLOCK.sub("", text))
+    for piece in (*lines, *(" ".join(each.split()) for each in inline)):
+        if piece.startswith(start):
+            yield piece.partition(" # ")[0]
+
+
+def options_in(piece: str) -> set[str]:
+    """The long options of a command, whatever stands about them."""
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", piece))
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "../README.md", "guide.md", "medical.md", "integrations.md", "surveillance.md", "tuning.md", "likelihood.md",
+        "speed.md",
+    ],
+)  # fmt: skip
 def test_every_command_of_a_page_parses(page: str) -> None:
     found = list(commands(PAGES / page))
     assert found
@@ -52,6 +80,52 @@ def test_every_command_of_a_page_parses(page: str) -> None:
             parse(words)
         except Exception as error:
             pytest.fail(f"anodiff {' '.join(words)}: {getattr(error, 'message', error)}")
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(PAGES.glob("*.md"))], ids=lambda page: page.name)
+def test_every_option_that_a_page_names_is_one_of_its_job(page: Path) -> None:
+    for piece in pieces(page.read_text(encoding="utf-8"), "anodiff "):
+        job = piece.split()[1]
+        if job in JOBS:
+            command = command_of(job)
+            options = [each for one in (command, *getattr(command, "commands", {}).values()) for each in one.params]
+            known = {name for each in options for name in (*each.opts, *each.secondary_opts)}
+            assert options_in(piece) <= known | {"--help"}, piece
+        else:
+            assert job in ("JOB", "--help", "--version"), piece
+
+
+def test_every_benchmark_that_a_page_names_is_there_with_its_options() -> None:
+    shared = [ROOT / "benchmarks" / name for name in ("quality/runner.py", "speed/side_by_side.py")]
+    found = 0
+    for page in (ROOT / "README.md", *PAGES.glob("*.md"), *ROOT.glob("benchmarks/*/*.md")):
+        for piece in pieces(page.read_text(encoding="utf-8"), "python -m benchmarks"):
+            name = piece.split()[2]
+            folder = ROOT / name.replace(".", "/")
+            path = folder / "__main__.py" if folder.is_dir() else folder.with_suffix(".py")
+            assert path.is_file(), piece
+            text = "".join(each.read_text(encoding="utf-8") for each in (path, *shared))
+            assert not {option for option in options_in(piece) if f'"{option}"' not in text}, piece
+            found += 1
+    assert found > 10
+
+
+def test_every_file_that_the_architecture_names_is_where_it_says() -> None:
+    """A second file of a row that is called by its name alone lies in the folder of the first, or of its package."""
+    named = 0
+    for line in (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").splitlines():
+        before: list[Path] = []
+        for name in re.findall(r"`([a-z_/0-9]+\.py|[a-z_]+/[a-z_/]*)`", line):
+            places = [
+                ROOT / name,
+                *(above / name for each in before for above in each.parents),
+                ROOT / "anodiff" / name,
+            ]
+            (found, *_) = [place for place in places if place.exists()] or [None]
+            assert found is not None, f"{name} in: {line}"
+            before.append(found)
+            named += 1
+    assert named > 60
 
 
 def test_a_command_with_a_wrong_option_would_be_found(tmp_path: Path) -> None:
@@ -64,6 +138,8 @@ def test_a_command_with_a_wrong_option_would_be_found(tmp_path: Path) -> None:
     parse(good)
     with pytest.raises(Exception, match="no-such"):
         parse(wrong)
+    text = "`anodiff score M\n  --of [--two N]`; `score --no`\n```\nanodiff denoise M --a|--b  # --c\n```\n"
+    assert [options_in(each) for each in pieces(text, "anodiff ")] == [{"--a", "--b"}, {"--of", "--two"}]
     assert len(list(commands(PAGES / "medical.md"))) > 10
 
 

@@ -135,13 +135,14 @@ def biharmonic(images: Tensor, missing: Tensor) -> tuple[Tensor, int]:
 def by_repaint(
     restorer: Restorer, seed: int, loop: dict[str, int], images: Tensor, missing: Tensor
 ) -> tuple[Tensor, int]:
-    """The loop of `repaint_monai` on the same network, from the same highest level."""
+    """The loop of `repaint_monai` on the same network, from the same highest level and about the same mean."""
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         return restorer.denoiser(x, sigma).cpu()
 
     hidden = torch.where(missing[:, None], 0, images)
-    return repaint(denoise, hidden, missing[:, None], sigma_max=restorer.sigma_max, seed=seed, **loop)
+    start = {"sigma_max": restorer.sigma_max, "mean": restorer.mean(tuple(images.shape[1:])).cpu()}
+    return repaint(denoise, hidden, missing[:, None], **start, seed=seed, **loop)
 
 
 def measured(images: Tensor, missing: Tensor, fill: Fill) -> dict[str, Any]:

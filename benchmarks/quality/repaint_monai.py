@@ -79,6 +79,7 @@ def repaint(
     missing: Tensor,
     *,
     sigma_max: float,
+    mean: Tensor,
     steps: int = 250,
     jump: int = 10,
     repeats: int = 10,
@@ -88,6 +89,7 @@ def repaint(
 
     Downwards, what is known is noised to the new level and pasted (equation 8); upwards, one step of the forward
     process (line 9 of algorithm 1). x_t here is the image after t noising steps, t = 1 being the scheduler's step 0.
+    ``mean`` (1, C, *S), the data's, is about what the chain starts, as ours do: at sigma_max it is not yet drowned.
     """
     scheduler = scheduler_to(sigma_max, steps)
     network = StepNetwork(denoise, scheduler.alphas_cumprod.clone())
@@ -96,7 +98,8 @@ def repaint(
     def noise() -> Tensor:
         return torch.randn(images.shape, generator=generator)
 
-    x, before = noise(), steps
+    left = float(scheduler.alphas_cumprod[-1])
+    x, before = math.sqrt(left) * mean + math.sqrt(1 - left) * noise(), steps
     for t in walk(steps, jump, repeats)[1:]:
         if t < before:
             index = torch.full((len(x),), before - 1)

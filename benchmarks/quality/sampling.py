@@ -63,9 +63,10 @@ def compared(
     held, wanted = real[order[:images]], real[order[images:]]
     looker = Restorer(model, **options)
     sets = {"real, held out": held}
+    drawn_by = f"{file_digest(model_path)[:8]}_{looker.denoiser.precision}_{seed}"
     for name, (sampler, steps) in chains.items():
         restorer = Restorer(model, steps=steps, sampler=sampler, **options)
-        sets[name] = drawn(restorer, images, work / f"samples_{sampler}_{steps}_{file_digest(model_path)[:8]}.pt")
+        sets[name] = drawn(restorer, images, work / f"samples_{sampler}_{steps}_{drawn_by}.pt")
     reference = seen(looker, wanted)
     pools = {name: seen(looker, part) for name, part in sets.items()}
     values = {name: distances(pool, reference) for name, pool in pools.items()}

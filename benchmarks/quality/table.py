@@ -27,7 +27,7 @@ from benchmarks.quality import looks
 from benchmarks.quality.models import facts
 from benchmarks.quality.pairs import THEIRS, paired
 from benchmarks.quality.results import publish, stored
-from benchmarks.quality.rows import ROWS, TUNE_NFE, Options, cell, evidence, is_current, model_of
+from benchmarks.quality.rows import BASELINES, PROCEDURE, ROWS, TUNE_NFE, Options, cell, evidence, is_current, model_of
 from benchmarks.quality.runner import closing, deadline, make_cells, parser_of
 from benchmarks.quality.sets import SETS, DataSet
 from benchmarks.quality.table_page import ours
@@ -121,6 +121,7 @@ def collected(entry: DataSet, options: Options, earlier_looks: int) -> dict[str,
         "seed": options.seed,
         "looks": max(looks.counts(folder).values(), default=0) + earlier_looks,
         "evaluations": len(looks.known(folder)),
+        "procedure": [PROCEDURE, BASELINES],
         "counts": [asdict(count) for count in count_splits(split)],
         "models": {variant: facts(path) for variant, path in models.items()},
         "rows": rows,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.quality.rows import BASELINES, PROCEDURE
 from benchmarks.quality.sets import TARGETS
 from benchmarks.quality.text import METRICS, grid, number, paired_table, times, with_interval, words
 
@@ -147,7 +148,7 @@ def described(part: dict[str, Any]) -> str:
     device = next(iter(part["models"].values()))["training_device"]["name"]
     return (
         f"Data: {part['data']}; split: {counts}. Polarity: {part['polarity']}. Seed {part['seed']}. "
-        f"Models (on {device}): {models}. {seen(part)}"
+        f"Models (on {device}): {models}. {seen(part)}{outdated(part)}"
     )
 
 
@@ -157,6 +158,14 @@ def seen(part: dict[str, Any]) -> str:
     if "evaluations" not in part:
         return f"{looks}."
     return f"{looks} by the row that saw it most often ({part['evaluations']} evaluations by all rows)."
+
+
+def outdated(part: dict[str, Any]) -> str:
+    """A sentence where what was tuned, or the baselines, came about by another procedure than today's."""
+    today = [PROCEDURE, BASELINES]
+    if part.get("procedure", today) == today:
+        return ""
+    return " Tuned rows and baselines are of an earlier procedure: `--rows tuned baselines` makes them anew."
 
 
 def speeds(rows: list[tuple[str, dict[str, Any]]]) -> str:

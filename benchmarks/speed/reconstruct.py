@@ -58,7 +58,8 @@ def main(arguments: list[str] | None = None) -> list[Comparison]:
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(chosen.seed)).to(device)
     network = as_it_comes(model).to(device)
     found = [compare(peer, model, network, clean, noise, device, chosen.turns) for peer in peers()]
-    finish(found, chosen.output, "reconstruction from sigma 1", device, batch=chosen.batch)
+    facts = {"batch": chosen.batch, "training_images": chosen.images}
+    finish(found, chosen.output, "reconstruction from sigma 1", device, **facts)
     return found
 
 

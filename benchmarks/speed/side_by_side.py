@@ -99,11 +99,12 @@ def require_equal(found: Tensor, expected: Tensor, precision: str, work: str) ->
     return error
 
 
-def options(text: str | None, name: str, turns: int) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
+def options(text: str | None, name: str, turns: int | None = None) -> argparse.ArgumentParser:
+    """The options that every benchmark has; how often each side is timed only of one that is timed in ``turns``."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--turns", type=int, default=turns, help="how often each side is timed")
+    if turns is not None:
+        parser.add_argument("--turns", type=int, default=turns, help="how often each side is timed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=HERE / f"{name}.json")
     return parser

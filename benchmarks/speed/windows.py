@@ -38,7 +38,7 @@ METRICS = ("pixel_auroc", "pixel_ap")
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     """Measure, print, write."""
-    parser = options(__doc__, "windows", turns=1)
+    parser = options(__doc__, "windows")
     parser.add_argument("--work", type=Path, default=Path("runs/speed"), help="where models and results are kept")
     parser.add_argument("--model", type=Path, help="of images of one size; by default that of the phantoms")
     parser.add_argument("--data", type=Path, help="labelled images for the model; by default the phantoms")
@@ -48,7 +48,8 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     device = device_of(chosen)
     data = chosen.data or phantoms(chosen.work)
     model = chosen.model or our_model(chosen.work, data, 12_000, chosen.device)
-    sides = load(model).config.preprocess.size
+    opened = load(model)
+    sides = opened.config.preprocess.size
     whole = measured(model, data, None, 0.0, chosen)
     rows = []
     for share, overlap in WINDOWS:
@@ -67,6 +68,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     found = {
         "title": "whole images and windows",
         "work": f"{data.stem}, {chosen.images} images of {sides[1]}x{sides[0]}",
+        "training_images": opened.provenance.get("images_seen"),
         "whole": {key: whole[key] for key in METRICS},
         "rows": rows,
         "machine": machine(device),
@@ -116,7 +118,7 @@ def table(found: dict[str, Any]) -> str:
     """The windows as Markdown; the metrics of the whole images on the first line."""
     names = {"pixel_auroc": "pixel AUROC", "pixel_ap": "pixel AP"}
     lines = [
-        f"{found['work']}; distances from the whole image, relative L2, fp32.",
+        f"{found['work']}{trained_on(found)}; distances from the whole image, relative L2, fp32.",
         "",
         f"| window | overlap | windows an image | reconstructions | maps | {' | '.join(names.values())} |",
         "|---|---|---|---|---|---|---|",
@@ -129,6 +131,12 @@ def table(found: dict[str, Any]) -> str:
             f"| {row['reconstructions']:.3f} | {row['maps']:.3f} | {metrics} |"
         )
     return "\n".join(lines)
+
+
+def trained_on(found: dict[str, Any]) -> str:
+    """How long the model was trained, where that is known."""
+    count = found.get("training_images")
+    return f"; a model that was trained on {count:,} images" if count else ""
 
 
 def shown(value: float | None) -> str:

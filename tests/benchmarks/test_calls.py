@@ -147,6 +147,11 @@ def test_the_run_in_small_is_kept_and_reads_no_test_image(
         calls.main([*words, "--seed", "0", "--subset", "4"])
 
 
+def test_the_page_in_the_repository_is_that_of_its_stored_results() -> None:
+    found = json.loads((calls.HERE / "calls.json").read_text(encoding="utf-8"))
+    assert (calls.HERE / "CALLS.md").read_text(encoding="utf-8") == calls_page.markdown(found["sets"], found["sigma"])
+
+
 def test_a_panel_a_data_set_and_a_row_for_every_number_of_calls() -> None:
     point: dict[str, Any] = {"pixel_ap": 0.5, "pixel_ap_ci95": [0.4, 0.6], "image_auroc": 0.7, "images": 9, "groups": 3}
     alone = point | {"pixel_ap_ci95": None}

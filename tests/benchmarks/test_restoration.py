@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is not install
 
 from anodiff.config import parse_config
 from anodiff.model import DiffusionModel, build_denoiser
-from benchmarks.quality import denoising, inpainting, restoration
+from benchmarks.quality import denoising, inpainting, restoration, restoration_page, results
 from benchmarks.quality.kept import kept
 from benchmarks.quality.repaint_monai import StepNetwork, repaint, scheduler_to, walk
 
@@ -112,7 +112,9 @@ def test_repaint_keeps_what_is_known_and_fills_the_rest_like_the_data() -> None:
     images = STD * torch.randn(6, 1, 32, 32)
     missing = torch.zeros(6, 1, 32, 32, dtype=torch.bool)
     missing[..., 4:28, 4:28] = True
-    filled, calls = repaint(exact, images, missing, sigma_max=8.0, steps=400, jump=10, repeats=2, seed=1)
+    filled, calls = repaint(
+        exact, images, missing, sigma_max=8.0, mean=torch.zeros_like(images[:1]), steps=400, jump=10, repeats=2, seed=1
+    )
     assert torch.equal(filled[~missing], images[~missing])
     assert float(filled[missing].std()) == pytest.approx(STD, rel=0.05)
     assert calls == 400 + 39 * 10
@@ -170,6 +172,26 @@ def world(tmp_path: Path, tiny_recipe: dict[str, Any]) -> tuple[Path, Path]:
     return data, tmp_path
 
 
+def test_samples_are_drawn_anew_for_another_seed(world: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    data, folder = world
+    sampling = restoration.sampling
+    monkeypatch.setattr(sampling, "RESAMPLES", 5)
+    chains = {"few": ("dpmpp", 2), "many": ("ancestral", 2)}
+    for seed in (0, 1):
+        sampling.evidence(
+            folder / "images.safetensors", data / "brain_lgg", folder / "work",
+            device="cpu", precision="fp32", seed=seed, images=4, chains=chains,
+        )  # fmt: skip
+    drawn = [torch.load(path, weights_only=True) for path in sorted((folder / "work").glob("samples_dpmpp_*.pt"))]
+    assert [len(each) for each in drawn] == [4, 4]
+    assert not torch.equal(*drawn)
+
+
+def test_the_page_in_the_repository_is_that_of_its_stored_results() -> None:
+    page = (results.HERE / "RESTORATION.md").read_text(encoding="utf-8")
+    assert page == restoration_page.markdown(results.stored()["restoration"])
+
+
 def test_the_whole_benchmark_in_small(world: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pywt", reason="PyWavelets, of the extra [bench], is absent")
     data, folder = world
@@ -196,6 +218,7 @@ def test_the_whole_benchmark_in_small(world: tuple[Path, Path], monkeypatch: pyt
     rows = stored["inpainting"]["sets"]["brain"][inpainting.MASKS[0]]
     assert rows[inpainting.REPAINT]["calls"] == 6 + 2 * 2
     assert rows["anodiff proximal, one sample"]["calls"] == 2
+    assert "anodiff proximal, one sample (of ours the best in this very table), at 1/5 of the loop's calls" in page
     assert set(stored["sampling"]["values"]) == {"real, held out", *few}
     # a second run computes nothing: the same page, from what was kept
     for module in (denoising, inpainting):

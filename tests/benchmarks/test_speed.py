@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from benchmarks.speed import networks, precision, simplex, training
+sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is not installed
+
+from anodiff.config import parse_config
+from anodiff.model import DiffusionModel, build_denoiser
+from benchmarks.speed import folder, networks, precision, simplex, training, windows
 from benchmarks.speed.__main__ import NAMES, results
 from benchmarks.speed.side_by_side import Comparison, distance, in_turns, require_equal
 
@@ -68,6 +78,10 @@ def test_the_table_holds_what_has_run_and_nothing_else(tmp_path: Path) -> None:
     assert "| a forward | 0.5 | 2 | 4.0 (3.5-4.5) |" in text
     assert text.count("\n## ") == 1
     assert "Goal: 4 times on 2 CPU cores" in text
+    assert "trained on" not in text
+    found = {"title": "a folder", "rows": [row], "machine": machine, "training_images": 3200}
+    (tmp_path / "folder.json").write_text(json.dumps(found))
+    assert "Each network was trained on 3,200 images." in results(tmp_path)
     assert len(NAMES) == len(set(NAMES))
 
 
@@ -100,3 +114,36 @@ def test_the_precision_table_names_the_largest_difference_and_leaves_out_what_is
     text = precision.table([{"work": "brain, dev", "aurocs": aurocs}])
     assert "| brain, dev | pixel | 0.9000 | 0.9011 | 0.8985 | 0.0015 |" in text
     assert "| image |" not in text
+    assert "looks at test" not in text
+    assert "these looks at test are not among those" in precision.table([{"work": "bottle, test", "aurocs": aurocs}])
+
+
+def test_a_split_is_called_by_the_folder_that_it_lies_in(tmp_path: Path) -> None:
+    assert precision.name_of(tmp_path / "pneumoniamnist" / "split.csv") == "pneumoniamnist"
+    assert precision.name_of(tmp_path / "mvtec" / "bottle") == precision.name_of(tmp_path / "bottle.csv") == "bottle"
+
+
+@pytest.mark.parametrize("main", [precision.main, windows.main])
+def test_what_is_not_timed_takes_no_turns(
+    main: Callable[[list[str]], Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in (precision, windows):
+        monkeypatch.setattr(module, "device_of", lambda *_: pytest.fail("begun"))
+    with pytest.raises(SystemExit):
+        main(["--case", "model", "data", "dev", "--turns", "3"] if main is precision.main else ["--turns", "3"])
+    assert "unrecognized arguments: --turns 3" in capsys.readouterr().err
+
+
+def test_ours_of_a_folder_is_a_process_from_its_start_to_its_report(
+    tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    config = parse_config(tiny_recipe | {"preset": "one-step"})
+    DiffusionModel(config, build_denoiser(config)).save(tmp_path / "model.safetensors")
+    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(tmp_path / "a.png")
+    begun = time.perf_counter()
+    seconds = folder.score_all(tmp_path / "model.safetensors", tmp_path / "a.png", tmp_path / "out", "cpu")
+    assert 0 < seconds <= time.perf_counter() - begun
+    assert (tmp_path / "out" / "report.html").exists()
+    monkeypatch.setattr(folder.subprocess, "run", lambda *_, **__: None)
+    assert folder.score_all(tmp_path / "model.safetensors", tmp_path / "a.png", tmp_path / "out", "cpu") < seconds / 10

@@ -93,6 +93,7 @@ def test_a_row_is_trained_calibrated_measured_and_not_done_twice(
     found = section(run)
     assert list(found["rows"]) == ["default-white"]
     assert found["models"]["white"]["images_seen"] == 32
+    assert found["procedure"] == [rows.PROCEDURE, rows.BASELINES]
     assert {each["split"]: each["normal"] for each in found["counts"]} == {"train": 24, "val": 6, "test": 4}
     metrics = found["rows"]["default-white"]["metrics"]
     assert (metrics["n_images"], metrics["nfe"]) == (8, 16)
@@ -249,6 +250,14 @@ def test_the_best_of_a_column_is_bold_and_an_oracle_never_is() -> None:
     )
     cells = [line.split("|")[3].strip() for line in found.splitlines()[2:]]
     assert cells == ["**0.900**", "**0.900**", "0.800", "0.990", "-"]
+
+
+def test_a_page_says_where_its_choices_are_of_an_earlier_procedure() -> None:
+    part = {"procedure": [rows.PROCEDURE, rows.BASELINES]}
+    assert table_page.outdated(part) == table_page.outdated({}) == ""
+    for number in (0, 1):
+        earlier = [now - (place == number) for place, now in enumerate(part["procedure"])]
+        assert "`--rows tuned baselines` makes them anew" in table_page.outdated({"procedure": earlier})
 
 
 def test_targets_are_those_of_the_row_that_planted_anomalies_prefer() -> None:

@@ -221,3 +221,14 @@ def test_rows_are_of_recipes_that_exist_and_the_page_survives_what_is_undefined(
     page = video_page.markdown({"umn_crowd": {"looks": 1, "cells": {"fold0": cell}}})
     assert "| a | b | 3.0 | - | - | 0 | 0 | - | - |" in page
     assert "looked at once" in page
+    assert "0 of 1 clips have such an event. " in page
+
+
+def test_the_median_delay_of_an_even_number_of_clips_lies_between_both_in_the_middle() -> None:
+    clip = {"clip": "a", "flagged_s": 3.0, "alarm_delay_s": None, "false_alarms": 0, "false_alarms_per_hour": 0.0}
+    clip |= {"frame_auroc": None, "frame_auroc_smoothed": None}
+    clips = [clip | {"event_delay_s": delay} for delay in (2.0, 0.5, None, -0.1, 1.5)]
+    model = {"parameters": 1, "images_seen": 1, "training_seconds": 60, "training_device": {"name": "x"}}
+    cell = {"clips": clips, "learnt_from": ["b"], "model": model, "frames_per_second": 1.0}
+    page = video_page.markdown({"umn_crowd": {"looks": 1, "cells": {"fold0": cell}}})
+    assert "4 of 5 clips have such an event, median delay +1.00 s." in page
