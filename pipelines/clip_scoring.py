@@ -172,10 +172,12 @@ def score_items(
     pictured = outputs.heatmaps and job.scale is not None
     for name in (FRAMES, *["maps"] * outputs.maps, *["heatmaps", THUMBNAILS] * pictured):
         make_folder(outputs.folder / name)
-    before = job.detector.busy
+    before, said = job.detector.busy, len(job.detector.denoiser.notes)
     with Progress(len(items), "clips", "scoring", quiet=quiet) as progress:
         job.progress, job.stop = progress, Stop()
         summary = run_job(job, items, store, workers=workers, batch_size=1, progress=progress, stop=job.stop)
+    for note in job.detector.denoiser.notes[said:]:
+        say(f"note: {note}", quiet)
     # A clip is read while it is computed: what counts is the time in which the device had work.
     summary = replace(summary, device_busy_share=(job.detector.busy - before) / summary.seconds, processor_seconds=0.0)
     store.export_csv(outputs.folder / "scores.csv", COLUMNS, items)

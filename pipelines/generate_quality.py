@@ -115,6 +115,10 @@ def closing(
 ) -> ReportMore:
     """Measures the images of a complete run; writes quality.json and quality.png; says what the report shows of it."""
     made = [row for row in rows if row["status"] == "ok"]
+    if len(made) < FEWEST // 2:
+        few = f"nothing is compared with real images: expected {FEWEST // 2} generated ones, found {len(made)}"
+        say(few, quiet)
+        return ReportMore(notes=(*real.notes, few))
     images = torch.stack([generated(folder, row) for row in made])
     training = None if real.training is None else as_png(real.training.images)
     flips = tuple(axis for name, axis in FLIPS.items() if getattr(model.config.augment, name))
@@ -201,8 +205,8 @@ def sentences(found: Quality, count: int) -> tuple[str, ...]:
     ]
     if found.images < count:
         notes.append(
-            f"only the first {found.images} of {count} generated images are compared, since half of the held-out ones "
-            "are as many"
+            f"only the first {found.images} of {count} generated images are compared, since half of the "
+            f"{found.images + found.real_images} held-out ones that are looked at are as many"
         )
     for name, near in found.neighbours.items():
         notes.append(

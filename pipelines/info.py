@@ -62,6 +62,8 @@ def calibration_facts(calibration: Calibration, size: tuple[int, int]) -> dict[s
         "pixel_threshold_fpr5": calibration.pixel_threshold_fpr5,
         "pixel_threshold_fpr1": calibration.pixel_threshold_fpr1,
         "counts": calibration.counts,
+        "windows": calibration.windows,
+        "early_exit": None if calibration.early_exit is None else calibration.early_exit.to_json(),
         "settings": calibration.settings,
     }
 
@@ -113,6 +115,8 @@ def text_of(model: DiffusionModel, facts: dict[str, Any]) -> str:
     ]  # fmt: skip
     messages = [f"{name}: {found['message']}" for name, found in facts["calibrations"].items() if found["message"]]
     messages += [f"{name}: {events_text(found)}" for name, found in facts["calibrations"].items() if "events" in found]
+    leaving = {name: found.early_exit for name, found in model.calibrations.items()}
+    messages += [f"{name}: {found.sentence}" for name, found in leaving.items() if found is not None]
     return "\n".join([*lines, "calibrated for", indent(table_text(header, rows)), *messages])
 
 

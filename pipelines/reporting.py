@@ -42,6 +42,7 @@ def write_score_report(
                 "scored": detector.denoiser.precision,
             },
             "network_batch": detector.denoiser.network_batch,
+            "windows": detector.window_settings,
             "early_exit": None if detector.early_exit is None else detector.early_exit.to_json(),
             "detector": detector.settings.to_json(),
             "preprocess": model.config.preprocess.model_dump(mode="json"),

@@ -293,6 +293,8 @@ def run_items(
                 progress=progress,
                 stop=stop,
             )
+        for note in restorer.denoiser.notes:
+            say(f"note: {note}", common.quiet)
         store.export_csv(folder / "results.csv", (*COLUMNS[:3], *columns, *COLUMNS[3:]), items)
         if rows is not None:
             rows += store.rows(items)
@@ -314,7 +316,7 @@ def run_items(
             device = describe(restorer.denoiser.device, restorer.denoiser.precision)
             facts = {unit: summary.ok, "failed": summary.failed, **settings, **device, **more.facts}
             facts = {key: value for key, value in facts.items() if not key.startswith(("preprocess.", "volume."))}
-            notes = (*restorer.notes, *more.notes)
+            notes = (*restorer.notes, *restorer.denoiser.notes, *more.notes)
             write_restoration_report(folder / "report.html", f"anodiff {name}", facts, shown, notes, more.figure)
     say(summary.sentence(unit), common.quiet)
     page = "" if summary.interrupted else f" and {folder / 'report.html'}"

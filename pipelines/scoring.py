@@ -246,12 +246,13 @@ def score_items(
     drawn = job.outputs.heatmaps and (job.outputs.maps or job.scale is not None)
     for name in (RECONSTRUCTIONS, *["maps"] * job.outputs.maps, *["heatmaps"] * drawn):
         make_folder(job.outputs.folder / name)
+    said = len(job.detector.denoiser.notes)
     with Progress(len(items), "images", "scoring", quiet=quiet) as progress:
         summary = run_job(
             job, items, store, workers=workers, batch_size=at_once, ahead=at_once if large else None, progress=progress
         )
     say(f"ran on {job.detector.denoiser.sentence}", quiet)
-    for note in job.detector.denoiser.notes:
+    for note in job.detector.denoiser.notes[said:]:
         say(f"note: {note}", quiet)
     if not summary.interrupted and job.detector.calibration is None:
         drawing = add_heatmaps(job, items, store, workers=workers, quiet=quiet)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -183,12 +182,13 @@ def unit_of(config: AnodiffConfig) -> str:
 def learn(trainer: Trainer, output: Path, group: Processes, quiet: bool) -> bool:
     """The training loop with its bar, log, preview and checkpoints; False when it was interrupted (Ctrl-C)."""
     from anodiff.engine.progress import Progress
+    from anodiff.engine.stopping import Stop
     from anodiff.files import atomic_write, write_csv
     from anodiff.training import save_checkpoint
     from anodiff.training.preview import preview
 
     config = trainer.config.training
-    stop = StopRequest()
+    stop = Stop("stopping at the next log line, with a checkpoint (Ctrl-C again stops at once)")
     saved = time.monotonic()
     # An update is never cut short: the last one may go past the recipe's number.
     seen, whole = trainer.state.images_seen, trainer.images_per_update
@@ -339,26 +339,3 @@ def preprocessor_of(config: AnodiffConfig) -> Any:
     from anodiff.data.preprocess import Preprocessor
 
     return Preprocessor(config.preprocess)
-
-
-class StopRequest:
-    """Turns Ctrl-C and SIGTERM into a flag, so that the run ends at an update with a usable checkpoint."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        typer.echo("stopping at the next log line, with a checkpoint (again: stop at once)", err=True)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 FIT_SHARE = 4
 #: slots of the settings that the search leaves alone, and the page leaves out
 FIXED = ("pairs", "where", "box", "sampler", "steps", "grid", "trajectory", "variance", "guidance", "refine", "map_px",
-         "scale_floor", "limits", "foreground")  # fmt: skip
+         "foreground")  # fmt: skip
 
 
 def main(
@@ -72,7 +72,7 @@ def main(
     seed: Seed = 0,
     set_: Set = None,
 ) -> None:
-    """Choose noise levels and family, residual, standardisation, smoothing, fusion and reduction without labels.
+    """Choose levels, noise family, residual, standardisation, limits, smoothing, fusion and reduction without labels.
 
     Synthetic anomalies are planted into held-out normal images; what shows them best within the budget of network
     calls becomes a new preset, where it gains more than a standard error over the present one. The new model file is
@@ -276,6 +276,8 @@ def text(value: Any) -> str:
     """A slot's value for the reader."""
     if isinstance(value, list):
         return ", ".join(map(text, value))
+    if value is None:
+        return "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -53,13 +53,12 @@ def run(
     )  # fmt: skip
     say(f"{normals}: layout {samples.layout}", quiet)
     fitting, deciding = normal_parts(samples)
-    notes = (*notes, *given_note(samples))
-    if notes:
+    if notes:  # the model is of images
         notes = (*notes, *unknown_note(model))
     else:
-        notes += learnt_from(model, drawn(deciding, model.config.calibration.threshold_images, seed), normals,
+        notes = learnt_from(model, drawn(deciding, model.config.calibration.threshold_images, seed), normals,
                             allow_trained, quiet)  # fmt: skip
-    for note in notes:
+    for note in (*notes, *given_note(samples)):
         say(f"note: {note}", quiet)
     calibration, failed = fit(detector, deciding, fitting, model.config.calibration, quiet=quiet)
     store_calibration(model, detector.name, calibration)

@@ -91,9 +91,7 @@ def volume_scale(calibration: Calibration | None, quantiles: dict[float, float] 
     """The one colour scale of a calibrated run: median normal voxel dark, the 1 % threshold in the middle."""
     if calibration is None or quantiles is None:
         return None
-    low = quantiles[0.5]
-    above = [value for share, value in sorted(quantiles.items()) if share >= 0.99 and value > low]
-    return HeatScale.around(low, above[0] if above else low + 1.0)
+    return HeatScale.of_normals(quantiles)
 
 
 def overlay_volume(shown: NDArray[np.uint8], values: NDArray[np.float32], scale: HeatScale) -> NDArray[np.uint8]:

@@ -61,7 +61,7 @@ def write_report(
             "preprocess": model.config.preprocess.model_dump(mode="json"),
             "volume": detector.config.model_dump(mode="json"),
         },
-        notes=notes,
+        notes=list(dict.fromkeys((*notes, *detector.detector.denoiser.notes))),
     )
 
 

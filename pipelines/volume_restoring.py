@@ -13,8 +13,9 @@ from anodiff.errors import ConfigError
 from anodiff.files import write_csv
 from anodiff.model import DiffusionModel
 from anodiff.pipelines.common import Common, open_model, say
-from anodiff.pipelines.restoring import chain_settings, run_items
+from anodiff.pipelines.restoring import ReportMore, chain_settings, run_items
 from anodiff.pipelines.restoring_options import OPEN_KEYS
+from anodiff.pipelines.scoring import foreground_notes
 from anodiff.pipelines.volume_restoring_job import VolumeRestoringJob
 from anodiff.pipelines.volume_scoring import (
     items_of_sources,
@@ -74,7 +75,8 @@ def run_volumes(
     found = expand_volumes(inputs, ChannelNames.of(model.config.preprocess.channels, model.provenance))
     sources = outside(found.sources, job.folder)
     items = items_of_sources(sources, inputs)
-    for note in skipped_notes(found.skipped):
+    about = foreground_notes(items, model.config.preprocess.foreground)
+    for note in (*skipped_notes(found.skipped), *about):
         say(f"note: {note}", common.quiet)
     settings = {
         **settings,
@@ -95,6 +97,7 @@ def run_volumes(
         pictures=job.pictures,
         unit="volumes",
         rows=rows,
+        closing=lambda _: ReportMore(notes=about),
     )
     if found.skipped:
         skipped = [{"path": path, "reason": reason} for path, reason in found.skipped]

@@ -267,6 +267,7 @@ def score_items(
     wanted = {"maps": outputs.maps, "heatmaps": drawn, "dicom": bool(outputs.dicom), VOXELS: outputs.measured}
     for name in (name for name, there in wanted.items() if there):
         make_folder(outputs.folder / name)
+    said = len(job.detector.detector.denoiser.notes)
     with Progress(len(items), "volumes", "scoring", quiet=quiet) as progress:
 
         def watch(step: VolumeStep) -> None:
@@ -275,7 +276,7 @@ def score_items(
         job.detector.on_step = watch
         # One at a time: volumes are large, and a batch would not make the network faster.
         summary = run_job(job, items, store, workers=min(workers, 2), batch_size=1, ahead=1, progress=progress)
-    for note in job.detector.detector.denoiser.notes:
+    for note in job.detector.detector.denoiser.notes[said:]:
         say(f"note: {note}", quiet)
     if not summary.interrupted and job.scale is None and drawn:
         drawing = add_planes(job, items, store, quiet=quiet)

@@ -196,23 +196,11 @@ def remove_earlier(output: Path) -> None:
 
 @contextmanager
 def stopping() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets; a second one raises KeyboardInterrupt (main thread only)."""
-    import signal
+    """An event that the first Ctrl-C or SIGTERM sets; a later one raises KeyboardInterrupt, see `Stop`."""
     import threading
 
+    from anodiff.engine.stopping import Stop
+
     stop = threading.Event()
-
-    def on_signal(_number: int, _frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    if threading.current_thread() is not threading.main_thread():
+    with Stop("", stop.set):
         yield stop
-        return
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -7,25 +7,19 @@ number a level.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
-import torch
 from torch import Tensor
 
-from anodiff.anomaly.normals import check_images, refuse_shared, two_parts
+from anodiff.anomaly.calibration import Calibration, check_promise
+from anodiff.anomaly.normals import Progress, check_images, normal_scores, refuse_shared, two_parts
 from anodiff.anomaly.settings import DetectorSettings
 from anodiff.anomaly.standardise import Moments, Standardisation, Standardise, fit_standardisation
 from anodiff.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from anodiff.anomaly.calibration import Calibration
     from anodiff.anomaly.detector import AnomalyDetector
-
-#: normal pixels behind the pixel thresholds; beyond it an evenly spaced subset is used
-PIXELS_KEPT = 1 << 25
-
-Progress = Callable[[int], None]
 
 
 class NormalImages(Protocol):
@@ -78,14 +72,12 @@ def fit_any_size(
 
     Raises:
         DataError: no image, groups that are in both parts, or a single group where two parts are needed.
-        ConfigError: a rate outside (0, 1), or maps of normal error asked for.
+        ConfigError: a rate outside (0, 1), another unit, or maps of normal error asked for.
     """
-    if not 0 < rate < 1:
-        raise ConfigError(f"rate: expected a false-alarm rate between 0 and 1, found {rate}")
+    check_promise(rate, unit)
     check_windows(detector.settings, any_size=True)
     if not normals.groups:
         raise DataError("calibration: expected at least one normal image, found none")
-    told = progress or (lambda count: None)
     deciding: Sequence[int] = range(len(normals.groups))
     standardisation: Standardisation | None = None
     counts: dict[str, int] = {}
@@ -97,9 +89,10 @@ def fit_any_size(
         else:
             fitting = range(len(standardise_on.groups))
             refuse_shared(standardise_on.groups, normals.groups)
-        standardisation = _standardisation(detector, standardise_on, fitting, told)
+        standardisation = _standardisation(detector, standardise_on, fitting, progress)
         counts |= _counts("standardise", standardise_on, fitting)
-    scores, pixels = _normal_scores(detector, normals, deciding, standardisation, told)
+    pixels_in_all = sum(math.prod(normals.sizes[row]) for row in deciding)
+    scores, pixels = normal_scores(detector, _read(normals, deciding), pixels_in_all, standardisation, progress)
     groups = [normals.groups[row] for row in deciding]
     counts |= _counts("threshold", normals, deciding)
     detector.calibration = detector.calibrated(scores, groups, pixels, rate, unit, standardisation, counts)
@@ -107,38 +100,16 @@ def fit_any_size(
 
 
 def _standardisation(
-    detector: AnomalyDetector, normals: NormalImages, rows: Sequence[int], told: Progress
+    detector: AnomalyDetector, normals: NormalImages, rows: Sequence[int], progress: Progress | None
 ) -> Standardisation:
     """One location and scale of normal error a level, over all pixels of the rows' foregrounds."""
-    levels, device = detector.settings.error_maps, detector.denoiser.device
-    every = Moments.empty(levels, (1,) * len(normals.sizes[0]), device)
+    every = Moments.empty(detector.settings.error_maps, (1,) * len(normals.sizes[0]), detector.denoiser.device)
     for images, inside in _read(normals, rows):
-        own = Moments.empty(levels, images.shape[2:], device)
-        own.add(detector.errors(images, detector.reconstruct(images)), detector.used(inside, images.device))
-        every = Moments.sum_of([every, own.anywhere()])
-        told(1)
+        errors = detector.errors(images, detector.reconstruct(images))
+        every.add_anywhere(errors, detector.used(inside, errors.device))
+        if progress is not None:
+            progress(1)
     return fit_standardisation([every], "scalar", None, detector.settings.scale_floor)
-
-
-def _normal_scores(
-    detector: AnomalyDetector,
-    normals: NormalImages,
-    rows: Sequence[int],
-    standardisation: Standardisation | None,
-    told: Progress,
-) -> tuple[Tensor, Tensor]:
-    """Scores (n,) and (a subset of the) foreground pixel values of the rows, on the CPU."""
-    stride = max(1, math.ceil(sum(math.prod(normals.sizes[row]) for row in rows) / PIXELS_KEPT))
-    scores, pixels, seen = [], [], 0
-    for images, inside in _read(normals, rows):
-        maps = detector.finished(detector.errors(images, detector.reconstruct(images)), inside, standardisation)
-        scores.append(detector.scores(maps, inside).cpu())
-        used = detector.used(inside, maps.device)
-        values = maps.flatten() if used is None else maps[used]
-        pixels.append(values[-seen % stride :: stride].cpu())
-        seen += values.numel()
-        told(1)
-    return torch.cat(scores), torch.cat(pixels)
 
 
 def _read(normals: NormalImages, rows: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:

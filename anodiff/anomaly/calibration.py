@@ -22,6 +22,14 @@ from anodiff.errors import ConfigError, DataError
 PIXEL_QUANTILES = (0.5, 0.95, 0.99, 0.999, 1.0)
 
 
+def check_promise(rate: float, unit: str) -> None:
+    """Raises ConfigError for a false-alarm rate outside (0, 1), or a unit that it cannot be of."""
+    if not 0 < rate < 1:
+        raise ConfigError(f"rate: expected a false-alarm rate between 0 and 1, found {rate}")
+    if unit not in ("image", "slice", "group"):
+        raise ConfigError(f"unit: expected 'image', 'slice' or 'group', found {unit!r}")
+
+
 def alarms_allowed(rate: float, count: int) -> int:
     """Largest m with m / (count + 1) <= rate, as floating-point p-values are compared with the rate."""
     m = math.floor(rate * (count + 1))

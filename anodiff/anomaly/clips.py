@@ -141,11 +141,10 @@ class ClipDetector:
     def notes(self) -> tuple[str, ...]:
         """What the user should know of this detector's decisions, one sentence each."""
         if self.calibration is None:
-            return (
-                f"preset {self.name!r}: the model is not calibrated for it, so scores are raw, without a threshold",
-            )
+            raw = f"preset {self.name!r}: the model is not calibrated for it, so scores are raw, without a threshold"
+            return (raw, *self.denoiser.notes)
         said = (self.calibration.message, self.calibration.precision_note(self.denoiser.precision))
-        return tuple(sentence for sentence in said if sentence)
+        return tuple(sentence for sentence in (*said, *self.denoiser.notes) if sentence)
 
     @torch.no_grad()
     def errors(self, frames: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from anodiff.anomaly.any_size import check_windows, usable
-from anodiff.anomaly.calibration import Calibration, calibrate, settings_changes, whole_settings
+from anodiff.anomaly.calibration import Calibration, calibrate, check_promise, settings_changes, whole_settings
 from anodiff.anomaly.early_exit import EarlyExit, check_normals, check_stageable, known_exit, two_stages
 from anodiff.anomaly.fusion import fuse
 from anodiff.anomaly.groups import assign_parts
 from anodiff.anomaly.noising import reconstruct
-from anodiff.anomaly.normals import NormalsPart, check_images, refuse_shared
+from anodiff.anomaly.normals import NormalsPart, Progress, check_images, normal_scores, refuse_shared
 from anodiff.anomaly.perceptual import FeatureDistance
 from anodiff.anomaly.presets import resolve, training_note
 from anodiff.anomaly.reduce import reduce_maps
@@ -28,17 +28,13 @@ from anodiff.anomaly.standardise import Moments, Standardisation, fit_standardis
 from anodiff.diffusion import image_keys
 from anodiff.engine.inference import InferenceDenoiser
 from anodiff.engine.windows import WindowDenoiser
-from anodiff.errors import ConfigError, InputError
+from anodiff.errors import InputError
 
 #: rows x voxels that are in flight at once: 64 MiB of float32, a few times over
 VOXELS_AT_ONCE = 1 << 24
 #: group-disjoint folds of the standardisation part, by which its granularity is chosen; fewer where sums get large
 MOST_FOLDS = 8
 VALUES_IN_FOLDS = 1 << 26
-#: normal pixels behind the pixel thresholds; beyond it an evenly spaced subset is used
-PIXELS_KEPT = 1 << 25
-
-Progress = Callable[[int], None]
 
 
 class AnomalyDetector:
@@ -106,8 +102,15 @@ class AnomalyDetector:
         own = known.get(self.name)
         candidates = [*([own] if own is not None else []), *known.values()]
         self.calibration = next((c for c in candidates if whole_settings(c.settings) == wanted), None)
-        self.early_exit: EarlyExit | None = known_exit(self) if early_exit else None
+        self._leaves_early = early_exit
+        if early_exit:
+            known_exit(self)
         self._other_settings = [] if own is None else settings_changes(whole_settings(own.settings), wanted)
+
+    @property
+    def early_exit(self) -> EarlyExit | None:
+        """What lets images leave early by the present calibration; None where it was not asked for, or is not known."""
+        return self.calibration.early_exit if self._leaves_early and self.calibration is not None else None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -128,11 +131,13 @@ class AnomalyDetector:
         """Score images (N, C, *S) float32 in [-1, 1]; ``foreground`` (N, *S) bool, where the settings use one.
 
         Raises:
-            InputError: pixels that are not finite, or a size that the model is not calibrated for.
+            InputError: no image, pixels that are not finite, or a size that the model is not calibrated for.
             ConfigError: the recipe prepares images otherwise than the calibration's.
         """
         self.check_preprocess()
         check_images(images, foreground)
+        if not len(images):
+            raise InputError("images: expected at least one image, found none")
         self._check_channels(images)
         self._check_size(images)
         found = []
@@ -262,11 +267,9 @@ class AnomalyDetector:
                 normals for the early exit.
             ConfigError: a rate or an error outside (0, 1), or a preset that has no first stage.
         """
-        if not 0 < rate < 1:
-            raise ConfigError(f"rate: expected a false-alarm rate between 0 and 1, found {rate}")
-        if unit not in ("image", "slice", "group"):
-            raise ConfigError(f"unit: expected 'image', 'slice' or 'group', found {unit!r}")
+        check_promise(rate, unit)
         threshold_part = NormalsPart.of(normals, groups, foreground, self.seed)
+        self._check_channels(threshold_part.images)
         if early_exit is not None:
             check_stageable(self.settings)
         standardisation, fitting_part = None, None
@@ -277,11 +280,14 @@ class AnomalyDetector:
             else:
                 fitting_part = NormalsPart.of(standardise_on, standardise_groups, standardise_foreground, self.seed)
                 refuse_shared(fitting_part.groups, threshold_part.groups)
-            if early_exit is not None:
-                check_normals(early_exit, threshold_part.units(unit), unit)
+        if early_exit is not None:
+            check_normals(early_exit, threshold_part.units(unit), unit)
+        if fitting_part is not None:
             standardisation = self._fit_standardisation(fitting_part, progress, batch_size)
             counts |= fitting_part.counts("standardise")
-        scores, pixels = self._normal_scores(threshold_part, standardisation, progress, batch_size)
+        batches = self.chunks(threshold_part.images, threshold_part.foreground, batch_size)
+        pixels_in_all = threshold_part.images[:, 0].numel()
+        scores, pixels = normal_scores(self, batches, pixels_in_all, standardisation, progress)
         counts |= threshold_part.counts("threshold")
         self.calibration = self.calibrated(scores, threshold_part.groups, pixels, rate, unit, standardisation, counts)
         if early_exit is not None:
@@ -328,27 +334,6 @@ class AnomalyDetector:
                     progress(len(images))
         settings, kind = self.settings, usable(self.settings.standardise, self.any_size)
         return fit_standardisation(list(moments.values()), kind, settings.map_px, settings.scale_floor)
-
-    def _normal_scores(
-        self,
-        part: NormalsPart,
-        standardisation: Standardisation | None,
-        progress: Progress | None,
-        batch_size: int | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Scores (n,) and (a subset of the) foreground pixel values of the threshold part, on the CPU."""
-        stride = math.ceil(part.images[:, 0].numel() / PIXELS_KEPT)
-        scores, pixels, seen = [], [], 0
-        for images, inside in self.chunks(part.images, part.foreground, batch_size):
-            maps = self.finished(self.errors(images, self.reconstruct(images)), inside, standardisation)
-            scores.append(self.scores(maps, inside).cpu())
-            used = self.used(inside, maps.device)
-            values = maps.flatten() if used is None else maps[used]
-            pixels.append(values[-seen % stride :: stride].cpu())
-            seen += values.numel()
-            if progress is not None:
-                progress(len(images))
-        return torch.cat(scores), torch.cat(pixels)
 
     def finished(self, errors: Tensor, foreground: Tensor | None, standardisation: Standardisation | None) -> Tensor:
         """Maps (N, *S) from raw errors (E, N, *S), in units of a given normal error; see `maps`."""

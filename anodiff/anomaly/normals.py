@@ -1,18 +1,30 @@
-"""Normals that a detector is calibrated on, and the check that every image passes before it is scored."""
+"""Normals that a detector is calibrated on, what it makes of them, and the check that every image passes before."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from anodiff.anomaly.groups import assign_parts
 from anodiff.diffusion import image_keys
 from anodiff.errors import DataError, InputError
 
+if TYPE_CHECKING:
+    from anodiff.anomaly.detector import AnomalyDetector
+    from anodiff.anomaly.standardise import Standardisation
+
+#: normal pixels behind the pixel thresholds; beyond it an evenly spaced subset is used
+PIXELS_KEPT = 1 << 25
 #: beyond it an image was not brought to the model's range (0..255, say); z-scored data stays well below
 LARGEST_INTENSITY = 100.0
+
+#: called with how many more images are done
+Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,32 @@ def refuse_shared(fitting: Sequence[str], deciding: Sequence[str]) -> None:
             "calibration: expected groups that are in one part only, found "
             f"{len(shared)} in both, {min(shared)!r} first"
         )
+
+
+def normal_scores(
+    detector: AnomalyDetector,
+    batches: Iterable[tuple[Tensor, Tensor | None]],
+    pixels_in_all: int,
+    standardisation: Standardisation | None,
+    progress: Progress | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Scores (n,) and (a subset of the) foreground pixel values of a detector's maps of normals, on the CPU.
+
+    batches: images (N, C, *S) with their foreground; ``pixels_in_all``: of all of them, in the foreground or not. Which
+    pixels are kept does not depend on how the images are batched.
+    """
+    stride = max(1, math.ceil(pixels_in_all / PIXELS_KEPT))
+    scores, pixels, seen = [], [], 0
+    for images, inside in batches:
+        maps = detector.finished(detector.errors(images, detector.reconstruct(images)), inside, standardisation)
+        scores.append(detector.scores(maps, inside).cpu())
+        used = detector.used(inside, maps.device)
+        values = maps.flatten() if used is None else maps[used]
+        pixels.append(values[-seen % stride :: stride].cpu())
+        seen += values.numel()
+        if progress is not None:
+            progress(len(images))
+    return torch.cat(scores), torch.cat(pixels)
 
 
 def check_images(images: Tensor, foreground: Tensor | None) -> None:

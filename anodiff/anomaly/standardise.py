@@ -75,11 +75,18 @@ class Moments:
             self.total += image
             self.square += image * image
 
-    def anywhere(self) -> Moments:
-        """The sums over all places, (L, 1, ...): all that images of several sizes have in common."""
-        axes = tuple(range(1, self.total.ndim))
-        count = self.count.sum().reshape((1,) * self.count.ndim)
-        return Moments(count, self.total.sum(dim=axes, keepdim=True), self.square.sum(dim=axes, keepdim=True))
+    def add_anywhere(self, errors: Tensor, foreground: Tensor | None = None) -> None:
+        """As `add` for moments of the size (1, ...): all places taken as one, which is what images of any size share.
+
+        A level at a time: beside the errors no more is held than one map of one level.
+        """
+        for n in range(errors.shape[1]):
+            inside = None if foreground is None else foreground[n].to(errors.device)
+            self.count += errors[0, n].numel() if inside is None else inside.sum()
+            for level, error in enumerate(errors[:, n]):
+                values = error.double() if inside is None else error.double() * inside
+                self.total[level] += values.sum()
+                self.square[level] += (values * values).sum()
 
     @classmethod
     def sum_of(cls, parts: Iterable[Moments]) -> Moments:

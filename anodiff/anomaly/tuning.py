@@ -3,10 +3,10 @@
 Each candidate is measured by its pixel average precision (AP), averaged over the kinds of planted anomaly and over
 three classes of size: pooled over all sizes, the few largest anomalies would choose alone (see
 :meth:`anodiff.anomaly.planted.PlantedImages.cells`). The search goes uphill from the present settings (levels by
-forward selection; smoothing, fusion, standardisation one at a time), once for every residual, and for a noise family
-that promises more. What it finds is held against the present settings by a bootstrap over groups: it is taken only
-where it gains more than a standard error, and then every slot that does not earn a standard error goes back to its
-present value. So noise is not mistaken for a better setting, and nothing changes without a reason.
+forward selection; smoothing, fusion, standardisation, limits one at a time), once for every residual, and for a noise
+family that promises more. What it finds is held against the present settings by a bootstrap over groups: it is taken
+only where it gains more than a standard error, and then every slot that does not earn a standard error goes back to
+its present value. So noise is not mistaken for a better setting, and nothing changes without a reason.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def tune(
     batch_size: int = 16,
     quiet: bool = True,
 ) -> Tuning:
-    """Choose levels, noise family, residual, standardisation, smoothing, fusion and reduction on normals alone.
+    """Choose levels, noise family, residual, standardisation, limits, smoothing, fusion and reduction on normals alone.
 
     Args:
         model: as of :class:`anodiff.anomaly.AnomalyDetector`.
@@ -304,10 +304,10 @@ def _table(
     rows: dict[str, tuple[str, DetectorSettings]] = {}
     for settings, text in ((chosen, "chosen"), (reference, f"present: {against}"), (champion, "best found")):
         rows.setdefault(map_key(settings), (text, settings))
-    for slot in ("residual", "smooth_px", "fusion", "standardise"):
+    for slot in ("residual", "smooth_px", "fusion", "standardise", "scale_floor", "limits"):
         for settings in search.variants(chosen, slot):
             value = getattr(settings, slot)
-            text = f"{slot} = {value:g}" if slot == "smooth_px" else f"{slot} = {value}"
+            text = f"{slot} = {value:g}" if isinstance(value, float) else f"{slot} = {value}"
             rows.setdefault(map_key(settings), (text, settings))
     return tuple(_candidate(search.measure, text, settings, chosen, reference) for text, settings in rows.values())
 

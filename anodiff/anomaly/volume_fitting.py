@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anodiff.anomaly.calibration import calibrate
-from anodiff.anomaly.detector import MOST_FOLDS, PIXELS_KEPT, AnomalyDetector
+from anodiff.anomaly.calibration import calibrate, check_promise
+from anodiff.anomaly.detector import MOST_FOLDS, AnomalyDetector
 from anodiff.anomaly.groups import assign_parts
+from anodiff.anomaly.normals import PIXELS_KEPT, Progress, refuse_shared
 from anodiff.anomaly.standardise import Moments, Standardisation, fit_standardisation
 from anodiff.anomaly.volume_calibration import VolumeCalibration
 from anodiff.anomaly.volume_origin import Origin, native_spacing, raw_values
@@ -20,8 +21,6 @@ from anodiff.data.volumes.preprocess import PreparedVolume
 from anodiff.data.volumes.slices import SliceStack
 from anodiff.data.volumes.volume import Volume
 from anodiff.errors import ConfigError, DataError, InputError
-
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -87,18 +86,12 @@ def fit_volumes(
         ConfigError: a rate outside (0, 1); a map of normal error where volumes have no common size.
     """
     limits = limits or Limits()
-    if not 0 < limits.rate < 1:
-        raise ConfigError(f"rate: expected a false-alarm rate between 0 and 1, found {limits.rate}")
+    check_promise(limits.rate, "slice")
     wanted = detector.settings.standardise != "none"
     if wanted and fitting is None:
         fitting, deciding = halves(deciding, detector.detector.seed)
     if fitting:
-        shared = {each.group for each in fitting} & {each.group for each in deciding}
-        if shared:
-            raise DataError(
-                f"calibration: expected groups that are in one part only, found {len(shared)} in both, "
-                f"{min(shared)!r} first"
-            )
+        refuse_shared([each.group for each in fitting], [each.group for each in deciding])
     failed: list[str] = []
     fit = _fit_whole if detector.config.mode == "patches" else _fit_slices
     fit(detector, deciding, (fitting or ()) if wanted else (), limits, failed, progress)
@@ -240,10 +233,10 @@ def _fit_whole(
         for each, _, prepared in _readable(fitting, detector, failed, progress):
             images, inside = prepared.image[None], prepared.foreground[None]
             errors = inner.errors(images, inner.reconstruct(images))
-            used = inside if settings.foreground else torch.ones_like(inside)
+            used = inner.used(inside, errors.device)
             shape = tuple(errors.shape[2:]) if common else (1, 1, 1)
             fold = moments.setdefault(fold_of[id(each)], Moments.empty(len(errors), shape, errors.device))
-            fold.add(errors, used) if common else _add_sums(fold, errors, used)
+            (fold.add if common else fold.add_anywhere)(errors, used)
             done += 1
         if not moments:
             raise DataError(f"calibration: expected normal volumes that can be read, found none ({_first(failed)})")
@@ -253,15 +246,6 @@ def _fit_whole(
     # Maps are standardised by a detector's calibration; its scores are put in when there are any.
     empty = _Seen(scores=[0.0], slices=[torch.zeros(1)], groups=[""], voxels=[torch.zeros(1)])
     inner.calibration = _with_slices(inner, empty, limits, standardisation, counts)
-
-
-def _add_sums(moments: Moments, errors: Tensor, inside: Tensor) -> None:
-    """Errors (L, 1, I, J, K) into moments of a single place."""
-    values = errors[:, 0].double() * inside[0].to(errors.device)
-    moments.count += inside.sum()
-    for level, plane in enumerate(values):
-        moments.total[level] += plane.sum()
-        moments.square[level] += (plane * plane).sum()
 
 
 def _scored(

@@ -164,12 +164,15 @@ class InferenceDenoiser:
             return
         self._measured.add(key)
         asked, self.network_batch = self.network_batch, 1
+        row = None
         try:
             # a compiled network would be compiled again for one row
-            with torch.compiler.set_stance("force_eager"):
+            with suppress(torch.OutOfMemoryError), torch.compiler.set_stance("force_eager"):
                 row = peak_bytes(lambda: self._piece(function, *(each[:1] for each in inputs)))
         finally:
             self.network_batch = asked
+        if row is None:
+            raise self._starved()
         fitting = int(most * GIB // max(row, 1))
         if fitting < 1:
             raise ConfigError(
@@ -186,16 +189,19 @@ class InferenceDenoiser:
     def _halve(self) -> None:
         """A smaller internal batch, after memory ran out. Raises ConfigError where one image is too much."""
         if self.network_batch == 1:
-            raise ConfigError(
-                f"{self.device}: expected memory for one image at a time, found too little; score in smaller windows "
-                "or on a smaller grid"
-            )
+            raise self._starved()
         self.network_batch //= 2
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self.notes.append(
             f"out of memory: went on with engine.network_batch={self.network_batch}; scores agree to 1e-4 with "
             "those of another internal batch, not to the bit"
+        )
+
+    def _starved(self) -> ConfigError:
+        return ConfigError(
+            f"{self.device}: expected memory for one image at a time, found too little; score in smaller windows or on "
+            "a smaller grid"
         )
 
     def _piece(self, function: Callable[..., Any], *inputs: Tensor) -> Any:

@@ -7,13 +7,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 TOGETHER = 0.5  # seconds within which a second signal belongs to the first
 
-_STOPPING = b"\nstopping after what is in hand; the same command goes on from there (Ctrl-C again stops at once)\n"
+_STOPPING = "stopping after what is in hand; the same command goes on from there (Ctrl-C again stops at once)"
 
 
 class Stopped(BaseException):
@@ -25,12 +25,16 @@ class Stop:
 
     Signals within TOGETHER seconds are one request: GNU timeout sends one to the process and one to its group.
 
+    Args:
+        said: to whoever asked, on standard error; "" says nothing. then: is called when asked.
+
     Attributes:
         asked: to end after the batch in hand; insisted: to end at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, said: str = _STOPPING, then: Callable[[], object] | None = None) -> None:
         self.asked = self.insisted = False
+        self._said, self._then = said, then
         self._when = 0.0
         self._before: dict[int, Any] = {}
 
@@ -51,7 +55,11 @@ class Stop:
             self.insisted = True
             raise KeyboardInterrupt
         self.asked, self._when = True, time.monotonic()
-        os.write(2, _STOPPING)
+        if self._then is not None:
+            self._then()
+        # Not by print, which may just be at work; nobody may listen any more, and nothing here may fail in its place.
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{self._said}\n".encode() if self._said else b"")
 
     @contextlib.contextmanager
     def ending(self) -> Iterator[None]:

@@ -138,11 +138,11 @@ class ArrayModel:
     def images(
         self, arrays: Sequence[np.ndarray], batch_size: int = 16, foregrounds: Sequence[np.ndarray] = ()
     ) -> list[ArrayScore]:
-        """Score images, (H, W) or (H, W, C) each; ``foregrounds`` (H, W): of each, none: estimated.
+        """Score images of one size, (H, W) or (H, W, C) each; ``foregrounds`` (H, W): of each, none: estimated.
 
         Raises InputError for one that cannot be used.
         """
-        detector, preprocessor = self.detector(), self.model.get().preprocessor
+        detector, preprocessor = self.detector(), self.model.get().scorable
         found: list[ArrayScore] = []
         for start in range(0, len(arrays), batch_size):
             part = enumerate(arrays[start : start + batch_size], start)

@@ -111,7 +111,7 @@ class AnomalyPredictor:
 
     def _images(self, sources: Sequence[Callable[[], RawImage]]) -> list[Finding]:
         """Scores images, which functions read; the usable ones at once."""
-        preprocessor = self._arrays.model.get().preprocessor
+        preprocessor = self._arrays.model.get().scorable
         ready: dict[int, Prepared] = {}
         errors: dict[int, Finding] = {}
         for n, source in enumerate(sources):

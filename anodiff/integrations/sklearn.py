@@ -93,7 +93,7 @@ class DiffusionAnomalyDetector(OutlierMixin, BaseEstimator):
         self.model_digest_ = self._arrays.model.digest
         try:
             detector = self._arrays.detector()
-            preprocessor = self._arrays.model.get().preprocessor
+            preprocessor = self._arrays.model.get().scorable
             ready = [preprocessor(self._arrays.raw(image, f"image {n}")) for n, image in enumerate(images)]
             detector.fit(
                 torch.stack([each.image for each in ready]),

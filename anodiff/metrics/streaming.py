@@ -24,12 +24,11 @@ from anodiff.metrics.aupimo import BOUNDS, why_no_aupimo
 from anodiff.metrics.aupro import LIMIT, STRICT_LIMIT, region_weights, why_no_aupro
 from anodiff.metrics.overlap import dice, iou
 from anodiff.metrics.pools import PixelPool, binning_error, metric_of_bins
-from anodiff.metrics.ranking import why_undefined
+from anodiff.metrics.ranking import RANKED, why_undefined
 from anodiff.metrics.regionpool import RegionPool
 from anodiff.metrics.regions import regions_of_pixels
 from anodiff.metrics.thresholds import allowed_above
 
-RANKED = ("auroc", "ap", "max_dice")
 AREAS: dict[str, Gain] = {"aupro": LinearGain(LIMIT), "aupro_005": LinearGain(STRICT_LIMIT), "aupimo": LogGain(*BOUNDS)}
 METRICS = (*RANKED, *AREAS)
 CHUNK = 1 << 24

@@ -71,6 +71,8 @@ def test_a_preset_takes_its_own_calibration_where_another_has_the_same_settings(
 
 def test_a_calibration_knows_its_preprocessing_and_precision(model: Any, normals: Normals) -> None:
     model.config = recipe(size=(16, 16))
+    with pytest.raises(InputError, match=r"expected 1 channel\(s\), found 2"):
+        detector(model, SMALL).fit(normals(24, 0).repeat(1, 2, 1, 1))
     fitted = detector(model, SMALL).fit(normals(24, 0), rate=0.2)
     model.calibrations = {"custom": fitted.calibration}
     assert fitted.calibration is not None
@@ -97,7 +99,7 @@ def test_a_calibration_knows_its_preprocessing_and_precision(model: Any, normals
 def test_fitting_in_any_batch_gives_the_same_bits(
     model: Any, normals: Normals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("anodiff.anomaly.detector.PIXELS_KEPT", 3000)  # only every third pixel is kept
+    monkeypatch.setattr("anodiff.anomaly.normals.PIXELS_KEPT", 3000)  # only every third pixel is kept
     found = [detector(model, SMALL).fit(normals(40, 0), rate=0.2, batch_size=size).calibration for size in (1, 7, None)]
     for other in found[1:]:
         assert other is not None
@@ -371,6 +373,8 @@ def test_unusable_input_is_named(model: Any, normals: Normals) -> None:
         ours(broken[0, 0])
     with pytest.raises(InputError, match="foreground"):
         ours(normals(2, 0), torch.ones(2, 8, 8, dtype=torch.bool))
+    with pytest.raises(InputError, match="expected at least one image, found none"):
+        ours(normals(2, 0)[:0])
     mapped = detector(model, SMALL.model_copy(update={"standardise": "map"})).fit(normals(30, 0), rate=0.1)
     with pytest.raises(InputError, match=r"size \(24, 24\) that the model is calibrated for, found \(16, 16\)"):
         mapped(normals(2, 0)[..., :16, :16])

@@ -236,7 +236,25 @@ def test_a_preset_without_a_first_stage_is_refused(
     assert not model.denoiser.inputs  # before any work
 
 
+def test_a_new_calibration_brings_its_own_exit_or_none(fitted: tuple[Any, Tensor], normals: Any) -> None:
+    model, held = fitted
+    assert detector(model).early_exit is None
+    ours = detector(model, early_exit=True)
+    before = ours.early_exit
+    assert before is model.calibrations["custom"].early_exit
+    ours.fit(normals(44, 5), rate=0.2, standardise_on=normals(16, 6), early_exit=0.2)
+    assert ours.calibration is not None
+    assert ours.early_exit is ours.calibration.early_exit
+    assert ours.early_exit != before
+    ours.fit(normals(44, 5), rate=0.2, standardise_on=normals(16, 6))
+    assert ours.early_exit is None
+    assert ours(held).left_early is None
+
+
 def test_too_few_normals_are_told_how_many_are_needed(model: Any, normals: Any) -> None:
+    plain = DetectorSettings(**{**THREE.model_dump(), "standardise": "none"})
+    with pytest.raises(DataError, match=r"an error of 0.01 needs at least 299 normal images .* found 40"):
+        detector(model, plain).fit(normals(40, 0), rate=0.2, early_exit=0.01)
     with pytest.raises(DataError, match=r"an error of 0.01 needs at least 299 normal images .* found 40"):
         detector(model).fit(normals(40, 0), rate=0.2, standardise_on=normals(8, 1), early_exit=0.01)
     assert not model.denoiser.inputs

@@ -15,6 +15,7 @@ from anodiff.anomaly.standardise import (
     fit_standardisation,
     log_likelihood,
 )
+from anodiff.engine.memory import peak_bytes
 
 H, W = 32, 40
 
@@ -49,6 +50,23 @@ def sparse_motion(images: int, generator: torch.Generator) -> Tensor:
 def depth_bands(images: int, generator: torch.Generator) -> Tensor:
     """The same, seen in perspective: near things (low in the image) move more."""
     return sparse_motion(images, generator) * torch.linspace(0.05, 1.0, H)[:, None] ** 2
+
+
+def test_moments_of_all_places_are_numpys_and_hold_one_map_at_a_time() -> None:
+    rng = np.random.default_rng(0)
+    every, found = [], Moments.empty(8, (1, 1))
+    for size in ((60, 70), (33, 81)):
+        errors, inside = rng.normal(1, 2, (8, 2, *size)).astype(np.float32), rng.random((2, *size)) < 0.7
+        found.add_anywhere(torch.from_numpy(errors), torch.from_numpy(inside))
+        every.append(errors[:, inside])
+    whole = rng.normal(size=(8, 1, 12, 5)).astype(np.float32)
+    found.add_anywhere(torch.from_numpy(whole))
+    values = np.concatenate([*every, whole.reshape(8, -1)], axis=1).astype(np.float64)
+    assert float(found.count) == values.shape[1]
+    np.testing.assert_allclose(found.total.flatten().numpy(), values.sum(1), rtol=1e-12)
+    np.testing.assert_allclose(found.square.flatten().numpy(), (values**2).sum(1), rtol=1e-12)
+    errors = torch.randn(8, 2, 64, 64)
+    assert peak_bytes(lambda: found.add_anywhere(errors, errors[0] > 0)) < 4 * 8 * 64 * 64
 
 
 def test_per_pixel_moments_are_numpys() -> None:

@@ -202,8 +202,9 @@ def test_no_memory_for_one_image_is_an_error() -> None:
         def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
             raise torch.OutOfMemoryError("too much")
 
-    with pytest.raises(ConfigError, match="expected memory for one image at a time"):
-        InferenceDenoiser(Starving(), "cpu", "fp32", network_batch=4)(torch.zeros(1, 1, 4, 4), 0.1)
+    for most in (None, 1.0):  # with max_memory one image is tried first
+        with pytest.raises(ConfigError, match="expected memory for one image at a time"):
+            InferenceDenoiser(Starving(), "cpu", "fp32", 4, max_memory=most)(torch.zeros(1, 1, 4, 4), 0.1)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -352,6 +353,26 @@ def test_signals_that_come_together_are_one(out: Path, items: list[Item], monkey
     monkeypatch.setattr(time, "sleep", lambda _: None)
     summary, rows, _ = run(out, items, Signalled(out, signal.SIGTERM, signal.SIGTERM, signal.SIGINT), batch_size=4)
     assert (summary.interrupted, len(rows)) == (True, 12)
+
+
+def test_asking_to_stop_costs_no_row_where_nobody_listens(
+    out: Path, items: list[Item], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Standard error may be a closed pipe: the run ends after its batch, all of which is there."""
+
+    def closed(*_: object) -> int:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    class Asked(Lengths):
+        def compute(self, batch: list[str]) -> Sequence[int]:
+            if len(self.batches) == 2:
+                signal.raise_signal(signal.SIGTERM)
+            return super().compute(batch)
+
+    monkeypatch.setattr(stopping, "os", SimpleNamespace(write=closed))
+    summary, rows, _ = run(out, items, Asked(out), batch_size=1)
+    assert (summary.interrupted, summary.ok, summary.failed) == (True, 3, 0)
+    assert len(rows) == 3
 
 
 def test_an_interrupt_that_the_loop_did_not_see_goes_through(out: Path, items: list[Item]) -> None:

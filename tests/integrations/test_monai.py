@@ -62,6 +62,18 @@ def test_a_map_is_that_of_the_scoring_job(model_file: Path) -> None:
     torch.testing.assert_close(d["image_anomaly"].affine, given.affine)
 
 
+def test_a_model_with_windows_takes_images_of_any_size(tmp_path: Path) -> None:
+    path = tmp_path / "any.safetensors"
+    model = tiny_model(preprocess={"size": [16, 16], "resize": "none"}, engine={"network_batch": 4, "window": [16, 16]})
+    model.save(path)
+    image = pictures(1, 5)[0].clip(0, 255).astype(np.uint8)  # 20 x 24
+    Image.fromarray(image).save(tmp_path / "a.png")
+    expected = AnomalyDetector(model, "one-step", device="cpu")(*model.prepare([tmp_path / "a.png"]))
+    d = AnomalyMapd("image", path)({"image": meta(image)})
+    np.testing.assert_array_equal(d["image_anomaly"][0], expected.maps[0])
+    assert d["image_score"] == float(expected.scores[0])
+
+
 def test_an_uncalibrated_model_gives_raw_maps(raw_model: Path) -> None:
     d = AnomalyMapd("image", raw_model)({"image": meta(pictures(1)[0])})
     assert {"image", "image_anomaly", "image_score"} == d.keys()

@@ -79,6 +79,15 @@ def test_a_model_file_keeps_its_exit_and_one_without_asks_for_it(
     assert "anodiff calibrate MODEL NORMALS --early-exit" in " ".join(capfd.readouterr().err.split())
 
 
+def test_info_says_what_was_stated(anodiff: Run, leaving: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    known = library.load(leaving).calibrations["multilevel"].early_exit
+    assert known is not None
+    assert anodiff("info", leaving, "--json") == 0
+    assert json.loads(capfd.readouterr().out)["calibrations"]["multilevel"]["early_exit"] == known.to_json()
+    assert anodiff("info", leaving) == 0
+    assert f"multilevel: {known.sentence}" in capfd.readouterr().out
+
+
 def test_too_few_normals_write_nothing(
     anodiff: Run, world: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

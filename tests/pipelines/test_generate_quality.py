@@ -146,6 +146,31 @@ def test_classes_are_compared_with_their_own(world: Any, tmp_path: Path) -> None
     assert set(real_samples(model, samples, "healthy").table["label"]) == {0}
 
 
+def test_too_few_that_could_be_made_are_a_sentence_and_no_error(world: Any, tmp_path: Path) -> None:
+    from anodiff.pipelines.generate_quality import RealImages, closing, read_real
+
+    model = load(world.raw)
+    real = read_real(model, world.data, None, quiet=True)
+    kept = RealImages(real.held, real.training, ("a note",))
+    rows = [{"id": "000000", "status": "failed", "error": "e"}]
+    more = closing(None, model, kept, tmp_path, True, rows)  # type: ignore[arg-type]
+    assert more.notes == ("a note", "nothing is compared with real images: expected 2 generated ones, found 0")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("held", "made", "looked_at"), [(7, 6, 7), (5000, 800, 1000)])
+def test_a_sentence_says_of_how_many_held_out_ones_half_are_compared(held: int, made: int, looked_at: int) -> None:
+    """Of many held-out images only some are looked at."""
+    from anodiff.pipelines.generate_quality import sentences
+    from anodiff.restoration.quality import MOST_REAL, Quality
+
+    used = min(held, MOST_REAL)
+    half = used // 2
+    said = sentences(Quality(half, used - half, 0, {}, {}), made)[1]
+    assert said.startswith(f"only the first {half} of {made} generated images are compared")
+    assert f"half of the {looked_at} held-out ones that are looked at" in said
+
+
 def test_text_of_the_page_is_escaped(tmp_path: Path) -> None:
     picture = np.zeros((8, 8), dtype=np.uint8)
     row = RestoredRow("a", "a", pictures=lambda: (None, picture), beside=Beside(["<b>x</b>"], lambda: [picture]))

@@ -13,6 +13,8 @@ import torch
 
 import anodiff as library
 from anodiff.anomaly import AnomalyDetector, DetectorSettings, resolve
+from anodiff.anomaly.tuning_grid import SCALE_FLOORS
+from anodiff.anomaly.tuning_search import SLOTS
 from anodiff.errors import ConfigError, StorageError
 from anodiff.pipelines import tune
 
@@ -73,6 +75,18 @@ def test_the_evidence_lies_beside_it(tuned: Any) -> None:
         assert sentence.split("'")[0] in page
     assert page.count('planted image"') == len(tuned.tuning.kinds)
     assert str(world_paths := tuned.path.parent) not in page, world_paths
+
+
+def test_every_slot_that_is_searched_is_shown_with_what_else_it_could_be(tuned: Any) -> None:
+    assert not set(SLOTS) & set(tune.FIXED)
+    page = tuned.path.with_suffix(".tune.html").read_text()
+    for slot in SLOTS:
+        assert f"{slot}<" in page, slot
+    named = {row.name.partition(" = ")[0] for row in tuned.tuning.candidates}
+    floors = {row.settings.scale_floor for row in tuned.tuning.candidates}
+    if tuned.tuning.settings.standardise != "none":
+        assert "scale_floor" in named
+        assert floors >= set(SCALE_FLOORS)
 
 
 def test_mistakes_are_named(anodiff: Run, world: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

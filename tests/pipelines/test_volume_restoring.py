@@ -81,6 +81,20 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+def test_a_mask_that_is_taken_by_its_name_is_said(
+    anodiff: Run, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = saved(tmp_path / "model.safetensors", "patches")
+    words = ("denoise", model, scan, "--sigma", 0.3, *QUICK)
+    assert anodiff(*words, "--output", tmp_path / "without") == 0
+    assert "foreground" not in capsys.readouterr().err
+    hole_of(tmp_path / "scan_brain_mask.nii.gz", (slice(2, 7), slice(2, 9), slice(2, 8)), scan)
+    assert anodiff(*words, "--output", tmp_path / "with") == 0
+    said = "the foreground of 1 of 1 inputs is given"
+    assert said in capsys.readouterr().err
+    assert said in (tmp_path / "with" / "report.html").read_text()
+
+
 @pytest.mark.parametrize("kind", ["neighbours", "slices", "patches"])
 def test_denoising_is_the_closed_form_on_the_same_grid(anodiff: Run, scan: Path, tmp_path: Path, kind: str) -> None:
     changes = {"volume": {**(KINDS[kind] or {}), "spacing": None}, "preprocess": {**RECIPE["preprocess"]}}

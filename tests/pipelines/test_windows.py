@@ -100,13 +100,18 @@ def test_normal_error_is_that_of_all_pixels_of_all_images(model: Path, tmp_path:
     torch.testing.assert_close(found.scale.flatten().double(), scale, rtol=1e-5, atol=1e-7)
 
 
-def test_normals_of_one_size_calibrate_as_a_tensor_does(model: Path, tmp_path: Path) -> None:
+def test_normals_of_one_size_calibrate_as_a_tensor_does(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anodiff.anomaly.normals.PIXELS_KEPT", 1000)  # every third pixel
     folder = tmp_path / "n"
     folder.mkdir()
     for n in range(10):
         Image.fromarray(texture((20, 28), n)).save(folder / f"{n}.png")
     known = files(load(model), folder)
     detectors = [AnomalyDetector(load(model), "one-step", device="cpu") for _ in range(2)]
+    with pytest.raises(ConfigError, match="unit: expected 'image', 'slice' or 'group', found 'volume'"):
+        fit_any_size(detectors[0], known, 0.3, "volume")  # type: ignore[arg-type]
     one = fit_any_size(detectors[0], known, 0.3)
     images = torch.stack([known.read(row)[0] for row in range(len(known))])
     other = detectors[1].fit(images, known.groups, rate=0.3).calibration

@@ -138,7 +138,9 @@ def foregrounds_of(
 def of_pattern(path: str, pattern: str) -> str:
     """The file that a pattern names for a path: ``{stem}`` is its name without ending, ``{folder}`` its folder."""
     folder, stem = _places(path)[0]
-    return os.path.join(folder, pattern.replace(STEM, stem).replace(FOLDER, folder or "."))
+    named = pattern.replace(STEM, stem).replace(FOLDER, folder or os.curdir)
+    # The folder is named already: from there on it would be named twice.
+    return named if pattern.startswith(FOLDER) else os.path.join(folder, named)
 
 
 def _exists(path: str) -> bool:

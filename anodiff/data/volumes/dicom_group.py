@@ -130,7 +130,7 @@ def hole(frames: Sequence[Frame], lost: Iterable[Frame]) -> Frame | None:
     for frame in lost:
         if belongs(frames[0], frame):
             place = distance(frame, normal)
-            if places[0] < place < places[-1] and np.abs(places - place).min() >= min(near, _SAME_PLACE_MM):
+            if places[0] < place < places[-1] and np.abs(places - place).min() > min(near, _SAME_PLACE_MM):
                 return frame
     return None
 

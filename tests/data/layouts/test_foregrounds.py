@@ -121,6 +121,12 @@ def test_patterns_of_the_command_line(tmp_path: Path, monkeypatch: pytest.Monkey
     assert found[paths[3]] == "s/c_bet.nii.gz"
     assert without(paths, found) == [paths[0], *paths[2:]]
     assert foregrounds_of(paths[:1], f"{tmp_path}/masks/{{stem}}.nii") == {"scans/x.nii.gz": f"{tmp_path}/masks/x.nii"}
+    for folder in ("scans", f"{tmp_path}/scans"):
+        path, pattern = f"{folder}/x.nii.gz", "{folder}/../masks/{stem}.nii"
+        assert foregrounds_of([path], pattern) == {path: f"{folder}/../masks/x.nii"}
+    monkeypatch.chdir("scans")
+    assert foregrounds_of(["x.nii.gz"], "{folder}/{stem}_bet.nii.gz") == {"x.nii.gz": "./x_bet.nii.gz"}
+    monkeypatch.chdir(tmp_path)
     # what sets its own background to 0 is its own mask, and still an input
     assert without(paths, foregrounds_of(paths, "{stem}.nii.gz")) == paths
     assert foregrounds_of(["a.nii#volume=1", "a.nii#volume=2"], "m.nii") == {

@@ -136,6 +136,20 @@ def test_even_steps_do_not_hide_a_damaged_slice(write_series: Any, write_slice: 
     assert len(source.damaged) == 2
 
 
+def test_a_damaged_slice_at_a_place_that_two_share_is_not_missing(
+    write_series: Any, write_slice: Any, tmp_path: Path
+) -> None:
+    """What cannot be used is that two slices share a place, and that is what is said."""
+    write_series(tmp_path / "a", HEIGHTS[:3])
+    for name, cut in (("again", 0), ("damaged", 4)):
+        path = write_slice(tmp_path / "a" / f"{name}.dcm", np.ones((4, 5), np.int16), HEIGHTS[1], (1, 0, 0, 0, 1, 0))
+        path.write_bytes(path.read_bytes()[: len(path.read_bytes()) - cut])
+    (source,) = expand_volumes([tmp_path / "a"]).sources
+    assert len(source.damaged) == 1
+    with pytest.raises(InputError, match="expected one slice at each position, found 4 slices at 3 positions"):
+        read_volume(source)
+
+
 @pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2", "1.2.840.10008.1.2.2"])
 def test_pixels_are_counted_in_every_encoding(make_slice: Any, tmp_path: Path, syntax: str) -> None:
     from pydicom.uid import UID

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from anodiff.anomaly.volumes import VolumeDetector
+from anodiff.data.seen import SeenImages
 from anodiff.data.volumes import read_volume
-from anodiff.errors import ConfigError
+from anodiff.errors import ConfigError, DataError
 from anodiff.model import load
 from anodiff.pipelines import calibrate, cli, evaluate
+from anodiff.training.volumes import volume_hash
 
 QUIET: dict[str, Any] = {"device": "cpu", "quiet": True}
 #: a map of this recipe is the image itself, (v - low) / (high - low) * 2 - 1 of the foreground's percentiles
@@ -125,6 +127,29 @@ def test_unlike_the_calibration_is_remarked(scans: Any, volumes_model: Path, tmp
     remarks = [scans.table(tmp_path / out / "scores.csv")[0]["remarks"] for out in ("plain2", "given2")]
     assert "its foreground is estimated, where those of the model's normal volumes were given" in remarks[0]
     assert "foreground" not in remarks[1]
+
+
+def test_a_given_mask_does_not_hide_what_was_learnt_from(
+    scans: Any, volumes_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ["path,label,group,foreground"]
+    for n in range(4):
+        scans.save(tmp_path / f"n{n}.nii.gz", scans.head(n))
+        lines.append(f"n{n}.nii.gz,0,p{n},m.nii.gz")
+    scans.save(tmp_path / "m.nii.gz", lump())
+    (tmp_path / "n.csv").write_text("\n".join(lines) + "\n")
+    model = load(volumes_model)
+    model.seen = SeenImages.of(volume_hash(read_volume(tmp_path / f"n{n}.nii.gz")) for n in range(3))
+    model.save(tmp_path / "learnt.safetensors")
+    arguments = (tmp_path / "learnt.safetensors", tmp_path / "n.csv")
+    with pytest.raises(DataError, match="expected normal volumes that the model has not learnt from, found 3 of 4"):
+        calibrate.run(*arguments, tmp_path / "a.safetensors", **QUIET)
+    capsys.readouterr()
+    calibrate.run(*arguments, tmp_path / "b.safetensors", allow_trained=True, device="cpu")
+    said = capsys.readouterr().err
+    assert "learnt from 3 of 4 of these normals" in said
+    assert "the foreground of 4 of 4 volumes is given" in said
+    assert "trained on images" not in said
 
 
 def test_a_required_mask_that_is_not_there_is_a_row(scans: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,3 +76,16 @@ def test_the_command_watches_a_recording_and_goes_on(
     assert f"found 0; below it lie the clips {below} and 1 more" in capfd.readouterr().err
     assert anodiff("watch", arguments[0], tmp_path / "none.mp4", "--output", tmp_path / "c") == 2
     assert "none.mp4" in capfd.readouterr().err
+
+
+def test_signals_that_come_together_ask_once_to_stop() -> None:
+    """GNU timeout sends two; the watch still ends with its summary."""
+    from anodiff.pipelines.watch import stopping
+
+    before = signal.getsignal(signal.SIGTERM)
+    with stopping() as stop:
+        assert not stop.is_set()
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.is_set()
+    assert signal.getsignal(signal.SIGTERM) is before
