@@ -130,3 +130,24 @@ def test_speed_page_and_guide_quote_what_was_measured() -> None:
     assert f"{windows['work'].split(', ')[1].split()[0]} images, calibrated whole" in guide
     assert f"windows of {first['window'][0]} changed reconstructions by {100 * first['reconstructions']:.0f} %" in guide
     assert f"took the pixel AP from {windows['whole']['pixel_ap']:.2f} to {first['pixel_ap']:.2f}" in guide
+
+
+def test_what_the_speed_page_says_of_networks_and_precision() -> None:
+    page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    quoted = " ".join(page.split())
+    ratios = {row["work"]: f"{row['ratio']['median']:.1f}" for row in speed("network")["rows"]}
+    small, large = "8x1x64x64, our U-Net, bf16", "4x1x128x128, our U-Net, bf16"
+    row = cells(page, "network, our U-Net, 8x1x64x64, bf16")
+    assert row[1] == f"{ratios[small]}, compiled {ratios[f'{small}, compiled']}; 4"
+    assert f"4x1x128x128 ({ratios[large]} times, compiled {ratios[f'{large}, compiled']};" in quoted
+    assert f"as many weights is at {ratios['8x1x64x64, our DiT, bf16, compiled']})" in quoted
+    moved = {
+        path: max(
+            abs(value - row["aurocs"]["fp32"][metric])
+            for row in speed("precision")["rows"]
+            for metric, value in row["aurocs"][path].items()
+            if value is not None
+        )
+        for path in ("bf16", "bf16, compiled")
+    }
+    assert f"which bf16 moves by {max(moved.values()):.4f} at most" in quoted
