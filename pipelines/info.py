@@ -40,7 +40,9 @@ def facts_of(model: DiffusionModel) -> dict[str, Any]:
         "parameters": model.parameters,
         "config": model.config.model_dump(mode="json"),
         "calibrations": {
-            name: calibration_facts(found, model.config.preprocess.size) | event_facts(found, model.config.video)
+            name: calibration_facts(found, model.config.preprocess.size)
+            | volume_facts(found)
+            | event_facts(found, model.config.video)
             for name, found in model.calibrations.items()
         },
         "provenance": model.provenance,
@@ -65,6 +67,24 @@ def calibration_facts(calibration: Calibration, size: tuple[int, int]) -> dict[s
         "windows": calibration.windows,
         "early_exit": None if calibration.early_exit is None else calibration.early_exit.to_json(),
         "settings": calibration.settings,
+    }
+
+
+def volume_facts(calibration: Calibration) -> dict[str, Any]:
+    """What a calibration on volumes promises of whole ones, at the rate of its slices; nothing of images and clips."""
+    from anodiff.anomaly.volume_calibration import VolumeCalibration
+
+    if not isinstance(calibration, VolumeCalibration):
+        return {}
+    return {
+        "volumes": {
+            "threshold": calibration.volume_threshold,
+            "message": calibration.volume_message,
+            "normals": len(calibration.volume_scores),
+            "voxel_threshold_fpr5": calibration.voxel_quantiles[0.95],
+            "voxel_threshold_fpr1": calibration.voxel_quantiles[0.99],
+            "volume": calibration.volume,
+        }
     }
 
 
@@ -106,18 +126,33 @@ def text_of(model: DiffusionModel, facts: dict[str, Any]) -> str:
     lines += [f"  {name:<11} {value}" for name, value in flatten(model.provenance)]
     if not facts["calibrations"]:
         return "\n".join([*lines, "not calibrated: scores are raw until `anodiff calibrate` has seen normal images"])
-    kind = "frame threshold" if model.config.video is not None else "threshold"
+    of_volumes = any("volumes" in found for found in facts["calibrations"].values())
+    kind = "frame threshold" if model.config.video is not None else "slice threshold" if of_volumes else "threshold"
     header = ["preset", "NFE", kind, "false alarms", "normals", "pixel threshold (5 %)"]
     rows = [
         [name, found["nfe"], found["threshold"], f"{found['rate']:g} per {found['unit']}", found["normals"],
          found["pixel_threshold_fpr5"]]
         for name, found in facts["calibrations"].items()
     ]  # fmt: skip
-    messages = [f"{name}: {found['message']}" for name, found in facts["calibrations"].items() if found["message"]]
-    messages += [f"{name}: {events_text(found)}" for name, found in facts["calibrations"].items() if "events" in found]
+    every = facts["calibrations"].items()
+    messages = [f"{name}: {found['message']}" for name, found in every if found["message"]]
+    messages += [f"{name}: {volumes_text(found)}" for name, found in every if "volumes" in found]
+    messages += [f"{name}: {events_text(found)}" for name, found in every if "events" in found]
     leaving = {name: found.early_exit for name, found in model.calibrations.items()}
     messages += [f"{name}: {found.sentence}" for name, found in leaving.items() if found is not None]
     return "\n".join([*lines, "calibrated for", indent(table_text(header, rows)), *messages])
+
+
+def volumes_text(facts: dict[str, Any]) -> str:
+    """The thresholds of a calibration on volumes in words: of a whole volume, and of its voxels."""
+    found = facts["volumes"]
+    voxels = f"candidates are of voxels above {found['voxel_threshold_fpr1']:.4g}, as 1 % of normal voxels are"
+    if found["threshold"] is None:
+        return f"volumes have no threshold: {found['message']}; {voxels}"
+    return (
+        f"volumes have a threshold of their own, {found['threshold']:.4g}, for false alarms of {facts['rate']:g} per "
+        f"volume, from {found['normals']} normal volumes; {voxels}"
+    )
 
 
 def events_text(facts: dict[str, Any]) -> str:

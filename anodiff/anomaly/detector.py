@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -260,7 +261,7 @@ class AnomalyDetector:
                 :mod:`anodiff.anomaly.early_exit`.
 
         Returns:
-            The detector itself; its ``calibration`` is what a model file keeps.
+            The detector itself; its ``calibration`` is what a model file keeps, and is as it was where this fails.
 
         Raises:
             DataError: no image, groups that are in both parts, a single group where two parts are needed, or too few
@@ -289,14 +290,18 @@ class AnomalyDetector:
         pixels_in_all = threshold_part.images[:, 0].numel()
         scores, pixels = normal_scores(self, batches, pixels_in_all, standardisation, progress)
         counts |= threshold_part.counts("threshold")
-        self.calibration = self.calibrated(scores, threshold_part.groups, pixels, rate, unit, standardisation, counts)
+        found = self.calibrated(scores, threshold_part.groups, pixels, rate, unit, standardisation, counts)
         if early_exit is not None:
             from anodiff.anomaly.exit_fitting import fit_early_exit
 
+            # on a copy: where the exit cannot be fitted, this detector stays as it was
+            known = copy(self)
+            known.calibration = found
             fitted = fit_early_exit(
-                self, threshold_part, scores, fitting_part, early_exit, progress=progress, batch_size=batch_size
+                known, threshold_part, scores, fitting_part, early_exit, progress=progress, batch_size=batch_size
             )
-            self.calibration = replace(self.calibration, early_exit=fitted)
+            found = replace(found, early_exit=fitted)
+        self.calibration = found
         return self
 
     def calibrated(

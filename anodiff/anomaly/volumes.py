@@ -148,10 +148,15 @@ class VolumeDetector:
         on_step: called after each batch of slices or windows with a `VolumeStep`; None: nobody.
 
     Raises:
-        ConfigError: see `AnomalyDetector`; a residual that needs what slices or windows do not give.
+        ConfigError: see `AnomalyDetector`; a residual that needs what slices or windows do not give; an early exit,
+            whose error is stated of images.
     """
 
     def __init__(self, model: Any, preset: str | DetectorSettings = "default", **options: Any) -> None:
+        if options.get("early_exit"):
+            raise ConfigError(
+                "early exit: expected a detector of images, found one of volumes, of which each part is scored"
+            )
         self.config: VolumeConfig = model.config.volume or PLAIN
         kind = PatchDetector if self.config.mode == "patches" else SliceDetector
         self.detector: AnomalyDetector = kind(model, preset, **options)

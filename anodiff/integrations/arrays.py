@@ -13,9 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from anodiff.data.foreground import given
+from anodiff.data.foreground import with_given as image_with_given
 from anodiff.data.preprocess import Geometry, Preprocessor, resize, select_channels
 from anodiff.data.readers import RawImage
 from anodiff.data.volumes.modality import modality_of_name
+from anodiff.data.volumes.read import Foreground as Given
 from anodiff.data.volumes.read import with_given
 from anodiff.data.volumes.volume import Volume, check_affine, finite_values, is_ranged, value_range
 from anodiff.errors import ConfigError, InputError
@@ -136,9 +138,9 @@ class ArrayModel:
             return self._made[name]
 
     def images(
-        self, arrays: Sequence[np.ndarray], batch_size: int = 16, foregrounds: Sequence[np.ndarray] = ()
+        self, arrays: Sequence[np.ndarray], batch_size: int = 16, foregrounds: Sequence[Given] = ()
     ) -> list[ArrayScore]:
-        """Score images of one size, (H, W) or (H, W, C) each; ``foregrounds`` (H, W): of each, none: estimated.
+        """Score images of one size, (H, W) or (H, W, C) each; ``foregrounds``: of each, see `denoise`; none: estimated.
 
         Raises InputError for one that cannot be used.
         """
@@ -146,12 +148,10 @@ class ArrayModel:
         found: list[ArrayScore] = []
         for start in range(0, len(arrays), batch_size):
             part = enumerate(arrays[start : start + batch_size], start)
-            raws = [self.raw(array, f"image {n}") for n, array in part]
-            if len(foregrounds):
-                raws = [
-                    given(raw, mask) for raw, mask in zip(raws, foregrounds[start : start + batch_size], strict=True)
-                ]
-            ready = [preprocessor(raw) for raw in raws]
+            ready = [
+                preprocessor(self.raw(array, f"image {n}", foregrounds[n] if len(foregrounds) else None))
+                for n, array in part
+            ]
             result = detector(
                 torch.stack([each.image for each in ready]), torch.stack([each.foreground for each in ready])
             )
@@ -175,9 +175,9 @@ class ArrayModel:
         *,
         units: str = "mm",
         path: str = "",
-        foreground: np.ndarray | None = None,
+        foreground: Given = None,
     ) -> ArrayScore:
-        """Score a volume (C, I, J, K), see :meth:`to_volume`; ``foreground`` (I, J, K), None: estimated.
+        """Score a volume (C, I, J, K), see :meth:`to_volume`; ``foreground`` (I, J, K) or a file, None: estimated.
 
         Raises InputError where it cannot be used.
         """
@@ -275,28 +275,37 @@ class ArrayModel:
         restorer = VolumeRestorer(config.preprocess, section, task, average=average)
         return restorer.back(restorer(restorer.load(volume, hole))).values
 
-    def denoise(self, array: np.ndarray, sigma: float | None, name: str = "image") -> NDArray[np.float32]:
+    def denoise(
+        self, array: np.ndarray, sigma: float | None, name: str = "image", *, foreground: Given = None
+    ) -> NDArray[np.float32]:
         """An image (H, W, C) without its noise, in its own values and on its own grid; sigma None estimates the level.
 
-        Raises InputError for one that cannot be used.
+        foreground: (H, W), or a file; None: estimated. Raises InputError for one that cannot be used.
         """
 
         def task(restorer: Restorer, image: torch.Tensor, inside: torch.Tensor, _: Geometry) -> Restored:
             return restorer.denoise(image, sigma, foreground=inside)
 
-        return self._restored(self.raw(array, name), task, steps=1)
+        return self._restored(self.raw(array, name, foreground), task, steps=1)
 
     def inpaint(
-        self, array: np.ndarray, mask: np.ndarray, *, solver: str | None = None, steps: int = 32, name: str = "image"
+        self,
+        array: np.ndarray,
+        mask: np.ndarray,
+        *,
+        solver: str | None = None,
+        steps: int = 32,
+        name: str = "image",
+        foreground: Given = None,
     ) -> NDArray[np.float32]:
         """An image (H, W, C) filled in where the mask (H, W) is True; what it holds there is not looked at.
 
-        All other pixels are kept bit for bit. Raises InputError for an image that cannot be used, ConfigError for an
+        All other pixels are kept bit for bit. foreground, and errors: see :meth:`denoise`, and ConfigError for an
         unknown solver.
         """
         from anodiff.restoration.intensity import without
 
-        raw = self.raw(array, name)
+        raw = self.raw(array, name, foreground)
         if mask.shape != raw.pixels.shape[:2]:
             raise InputError(f"{name}: expected a mask of {raw.pixels.shape[:2]}, found {mask.shape}")
 
@@ -316,14 +325,25 @@ class ArrayModel:
         restored = task(restorer, ready.image[None], ready.foreground[None], ready.geometry)
         return intensity_of(raw, preprocessor).back(preprocessor.back(restored.images[0], ready.geometry))
 
-    def raw(self, array: np.ndarray, name: str) -> RawImage:
-        """An array (H, W) or (H, W, C) as a decoded file would be. Raises InputError where it is no image."""
+    def raw(self, array: np.ndarray, name: str, foreground: Given = None) -> RawImage:
+        """An array (H, W) or (H, W, C) as a decoded file would be, with the foreground (H, W) that it is given.
+
+        Raises InputError where it is no image, or the foreground none of it.
+        """
         if array.ndim not in (2, 3) or 0 in array.shape:
             raise InputError(f"{name}: expected an image (H, W) or (H, W, C), found the shape {array.shape}")
         values, (low, high), ranged = self._values(array, name)
         pixels = values if values.ndim == 3 else values[:, :, None]
         # A known range is that of the stored type: uint8 says so.
-        return RawImage(pixels, low, high, "uint8" if ranged else str(array.dtype), name)
+        raw = RawImage(pixels, low, high, "uint8" if ranged else str(array.dtype), name)
+        if foreground is None:
+            return raw
+        if not isinstance(foreground, np.ndarray):
+            return image_with_given(raw, foreground, max_pixels=self.model.get().config.preprocess.max_pixels)
+        try:
+            return given(raw, foreground)
+        except ValueError as error:
+            raise InputError(f"{name}: its foreground cannot be used: {error}") from None
 
     def _values(self, array: np.ndarray, name: str) -> tuple[NDArray[np.float32], Range, bool]:
         """float32 values, what means black and white, and whether that is known rather than seen."""

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 MODEL = "models/model.safetensors"
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 COLUMNS = ("path", "score", "p_value", "is_anomalous", "status", "error", "remarks")
-SUFFIXES = (".nii", ".nii.gz", ".png", ".jpg", ".jpeg", ".bmp")
+VOLUMES = (".nii", ".nii.gz")
+SUFFIXES = (*VOLUMES, ".png", ".jpg", ".jpeg", ".bmp")
 
 
 def export_bundle(model: DiffusionModel, folder: str | Path) -> Path:
@@ -53,6 +54,7 @@ def inference_config(model: DiffusionModel) -> dict[str, Any]:
         "model_file": f"$@bundle_root + '/{MODEL}'",
         "preset": model.config.preset,
         "value_range": None,
+        "foreground": "",
         "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
         "datalist": {"_target_": "anodiff.integrations.bundle.find", "folder": "@dataset_dir"},
         "network_def": {"_target_": "anodiff.integrations.bundle.network", "model": "@model_file"},
@@ -66,12 +68,17 @@ def inference_config(model: DiffusionModel) -> dict[str, Any]:
         },
         "dataset": {
             "_target_": "Dataset",
-            "data": "$[{'image': path} for path in @datalist]",
+            "data": {
+                "_target_": "anodiff.integrations.bundle.with_foregrounds",
+                "paths": "@datalist",
+                "foreground": "@foreground",
+            },
             "transform": "@preprocessing",
         },
         "inferer": {
             "_target_": "anodiff.integrations.monai.AnomalyMapd",
             "keys": "image",
+            "foreground_key": "foreground",
             "model": "@model_file",
             "preset": "@preset",
             "value_range": "@value_range",
@@ -180,6 +187,9 @@ Reads NIfTI volumes and PNG or JPEG images (intensities as stored: the model pre
 
 `--value_range "[0, 255]"` says which values mean black and white, where the file's type does not; `--preset NAME`
 chooses another detector; `--device cpu` where it runs.
+
+A brain mask beside a volume (`x_brain_mask.nii.gz` beside `x.nii.gz`, and the other names that `anodiff score` knows)
+is its foreground and no input; `--foreground "{{stem}}_bet.nii.gz"` names others, `--foreground none` takes none.
 """
 
 
@@ -191,11 +201,34 @@ def network(model: str | Path) -> nn.Module:
 
 
 def find(folder: str | Path) -> list[str]:
-    """Images and volumes below a folder, sorted. Raises StorageError where there is no such folder."""
+    """Images and volumes below a folder, sorted; not the foreground of another one by its name.
+
+    Raises StorageError where there is no such folder.
+    """
+    from anodiff.data.layouts.foregrounds import foregrounds_among
+
     root = Path(folder)
     if not root.is_dir():
         raise StorageError(f"{root}: expected a folder of images or volumes (--dataset_dir), found none")
-    return sorted(str(path) for path in root.rglob("*") if path.name.lower().endswith(SUFFIXES))
+    paths = sorted(str(path) for path in root.rglob("*") if path.name.lower().endswith(SUFFIXES))
+    masks = foregrounds_among(_volumes(paths))
+    return [path for path in paths if path not in masks]
+
+
+def with_foregrounds(paths: Sequence[str], foreground: str = "") -> list[dict[str, str]]:
+    """Each path as "image", with the path of its given "foreground", "" where that is estimated.
+
+    foreground: as ``--foreground`` of ``anodiff score``: "" finds those of volumes by their names, "none" takes none, a
+    pattern such as ``{stem}_bet.nii.gz`` names them. Raises ConfigError for anything else, and where none is there.
+    """
+    from anodiff.data.layouts.foregrounds import foregrounds_of, without
+
+    found = foregrounds_of(paths, foreground) if foreground else foregrounds_of(_volumes(paths), by_name=True)
+    return [{"image": path, "foreground": found.get(path, "")} for path in without(paths, found)]
+
+
+def _volumes(paths: Sequence[str]) -> list[str]:
+    return [path for path in paths if path.lower().endswith(VOLUMES)]
 
 
 class Evaluator:
@@ -223,6 +256,10 @@ class Evaluator:
         rows = [self._row(n) for n in range(len(self.dataset))]
         write_csv(self.output / "scores.csv", COLUMNS, rows)
         failed = sum(row["status"] == "failed" for row in rows)
+        data = self.dataset.data  # type: ignore[attr-defined]
+        given = sum(bool(each.get("foreground")) for each in data)
+        if given:
+            print(f"the foreground of {given} of {len(rows)} inputs is given")
         print(f"{len(rows)} inputs, {failed} failed; wrote {self.output / 'scores.csv'}")
         return rows
 

@@ -20,6 +20,8 @@ from monai.transforms import MapTransform
 from monai.utils import MetaKeys, SpaceKeys, TransformBackends, ensure_tuple_rep
 from torch import Tensor
 
+from anodiff.data.volumes.read import Foreground as Given
+from anodiff.data.volumes.read import with_given
 from anodiff.data.volumes.volume import Volume
 from anodiff.errors import ConfigError, InputError
 from anodiff.integrations.arrays import ArrayModel, ArrayScore
@@ -40,14 +42,12 @@ class _Reader:
     def __init__(self, model: ArrayModel, rows_first: bool) -> None:
         self.model, self.rows_first = model, rows_first
 
-    def score(self, image: Tensor, name: str, foreground: np.ndarray | None = None) -> ArrayScore:
-        """Map and score of one image or volume, the map in the tensor's own order; foreground: bool (1, *S)."""
+    def score(self, image: Tensor, name: str, foreground: Given = None) -> ArrayScore:
+        """Map and score of one image or volume, the map in the tensor's own order; foreground: see `_foreground`."""
         array = _array(image, name)
         if array.ndim == 4:
-            inside = None if foreground is None else foreground[0]
-            return self.model.volume(array, name=name, foreground=inside, **_place(image, name))
-        masks = () if foreground is None else (self.to_pixels(foreground)[:, :, 0],)
-        (found,) = self.model.images([self.to_pixels(array)], foregrounds=masks)
+            return self.model.volume(array, name=name, foreground=foreground, **_place(image, name))
+        (found,) = self.model.images([self.to_pixels(array)], foregrounds=[self.pixels_inside(foreground)])
         return ArrayScore(
             found.map if self.rows_first else np.ascontiguousarray(found.map.T),
             found.score,
@@ -55,9 +55,21 @@ class _Reader:
             found.is_anomalous,
         )
 
-    def volume(self, image: Tensor, name: str) -> Volume:
+    def volume(self, image: Tensor, name: str, foreground: Given = None) -> Volume:
         """A tensor (C, I, J, K) as a decoded volume."""
-        return self.model.to_volume(_array(image, name), name=name, **_place(image, name))
+        return with_given(self.model.to_volume(_array(image, name), name=name, **_place(image, name)), foreground)
+
+    def pixels_inside(self, foreground: Given) -> Given:
+        """A foreground (H, W) or (W, H) -> (H, W); a file shows it upright."""
+        return foreground.T if isinstance(foreground, np.ndarray) and not self.rows_first else foreground
+
+    def check_given(self, foreground: Given, name: str, how: str) -> None:
+        """Raises InputError where the model needs a foreground and there is none; ``how`` one is given here."""
+        if foreground is None and self.model.model.get().config.preprocess.foreground == "given":
+            raise InputError(
+                f"{name}: expected a foreground mask, which this model needs (preprocess.foreground: given), found "
+                f"none ({how} names it)"
+            )
 
     def to_pixels(self, array: np.ndarray) -> np.ndarray:
         """(C, H, W) or (C, W, H) -> (H, W, C)."""
@@ -84,11 +96,20 @@ class _DiffusionTransform(MapTransform):
         device: str = "cpu",
         precision: str = "auto",
         seed: int = 0,
+        foreground_key: KeysCollection | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.foreground_keys = ensure_tuple_rep(foreground_key, len(self.keys))
         arrays = ArrayModel(model, preset, value_range=value_range, device=device, precision=precision, seed=seed)
         self.reader = _Reader(arrays, rows_first)
+
+    def given(self, d: Mapping[Hashable, Any], key: Hashable, beside: Hashable | None) -> Given:
+        """The foreground of ``d[key]`` under ``beside``. Raises InputError where it cannot be used or is missing."""
+        mask = None if beside is None else d[beside]
+        found = None if mask is None else _foreground(d[key], mask, str(key), str(beside))
+        self.reader.check_given(found, str(key), "foreground_key" if beside is None else f"the key {beside}")
+        return found
 
 
 class AnomalyMapd(_DiffusionTransform):
@@ -110,24 +131,18 @@ class AnomalyMapd(_DiffusionTransform):
         device: "cpu" in workers of a DataLoader; "auto" or "cuda" where the transform runs in the main process.
         precision, seed: see :class:`anodiff.AnomalyDetector`.
         foreground_key: of the given foreground (brain mask) of each key, (1, *S) or (*S) on its grid, other than 0 =
-            inside; one for all keys, or one each. None: as the model estimates it.
+            inside, or the path of its file; one for all keys, or one each. None, or "" for a path: as the model
+            estimates it.
 
     Raises:
         ModelFileError: no model file. When called also InputError for an image or foreground that cannot be used, and
             ConfigError for a model of something else.
     """
 
-    def __init__(
-        self, keys: KeysCollection, model: str | Path, *, foreground_key: KeysCollection | None = None, **options: Any
-    ) -> None:
-        super().__init__(keys, model, **options)
-        self.foreground_keys = ensure_tuple_rep(foreground_key, len(self.keys))
-
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key, beside in self.key_iterator(d, self.foreground_keys):
-            given = None if beside is None else _foreground(d[key], d[beside], str(key), str(beside))
-            found = self.reader.score(d[key], str(key), given)
+            found = self.reader.score(d[key], str(key), self.given(d, key, beside))
             d[f"{key}_anomaly"] = like(d[key], found.map[None])
             d[f"{key}_score"] = found.score
             if d[key].ndim == 4:
@@ -168,15 +183,16 @@ class DenoiseDiffusiond(_DiffusionTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = like(d[key], self._clean(d[key], str(key)))
+        for key, beside in self.key_iterator(d, self.foreground_keys):
+            d[key] = like(d[key], self._clean(d[key], str(key), self.given(d, key, beside)))
         return d
 
-    def _clean(self, image: Tensor, name: str) -> np.ndarray:
+    def _clean(self, image: Tensor, name: str, foreground: Given) -> np.ndarray:
         reader, array = self.reader, _array(image, name)
         if array.ndim == 4:
-            return reader.model.denoise_volume(reader.volume(image, name), self.sigma, axis=self.axis)
-        return reader.from_pixels(reader.model.denoise(reader.to_pixels(array), self.sigma, name))
+            return reader.model.denoise_volume(reader.volume(image, name, foreground), self.sigma, axis=self.axis)
+        inside = reader.pixels_inside(foreground)
+        return reader.from_pixels(reader.model.denoise(reader.to_pixels(array), self.sigma, name, foreground=inside))
 
 
 class InpaintDiffusiond(_DiffusionTransform):
@@ -209,21 +225,23 @@ class InpaintDiffusiond(_DiffusionTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
-        for key, mask_key in self.key_iterator(d, self.mask_keys):
+        for key, mask_key, beside in self.key_iterator(d, self.mask_keys, self.foreground_keys):
             name, image = str(key), d[key]
             shape = tuple(image.shape[1:])
             mask = np.asarray(torch.as_tensor(d[mask_key]).cpu()) != 0
             if mask.shape not in (shape, (1, *shape)):
                 raise InputError(f"{mask_key}: expected a mask of {shape} like {name}, found {mask.shape}")
-            d[key] = like(image, self._filled(image, mask.reshape(shape), name))
+            d[key] = like(image, self._filled(image, mask.reshape(shape), name, self.given(d, key, beside)))
         return d
 
-    def _filled(self, image: Tensor, missing: np.ndarray, name: str) -> np.ndarray:
+    def _filled(self, image: Tensor, missing: np.ndarray, name: str, foreground: Given) -> np.ndarray:
         reader, array = self.reader, _array(image, name)
         options: dict[str, Any] = {"solver": self.solver, "steps": self.steps}
         if array.ndim == 4:
-            return reader.model.inpaint_volume(reader.volume(image, name), missing, axis=self.axis, **options)
+            volume = reader.volume(image, name, foreground)
+            return reader.model.inpaint_volume(volume, missing, axis=self.axis, **options)
         hole = missing if reader.rows_first else missing.T
+        options["foreground"] = reader.pixels_inside(foreground)
         return reader.from_pixels(reader.model.inpaint(reader.to_pixels(array), hole, name=name, **options))
 
 
@@ -231,7 +249,8 @@ class AnomalyInferer(Inferer):
     """A MONAI inferer that returns anomaly maps, and on request scores.
 
     ``inferer(batch)`` of (N, C, *S), intensities as stored, is (N, 1, *S) float32 on the batch's device; with
-    ``scores=True`` a pair with the scores (N,) float32, higher = more anomalous.
+    ``scores=True`` a pair with the scores (N,) float32, higher = more anomalous. ``foreground=`` (N, 1, *S) or (N, *S)
+    is given with a batch: what is inside of each image, other than 0; without it, as the model estimates it.
 
     Args: see :class:`AnomalyMapd`; ``device`` is where the model runs.
     """
@@ -253,13 +272,20 @@ class AnomalyInferer(Inferer):
         self.reader, self.scores = _Reader(arrays, rows_first), scores
 
     def __call__(
-        self, inputs: Tensor, network: Any = None, *args: Any, **kwargs: Any
+        self, inputs: Tensor, network: Any = None, *args: Any, foreground: Tensor | None = None, **kwargs: Any
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Maps of a batch. ``network`` and what follows are MONAI's signature: the model file brings its own.
 
-        Raises InputError for an image that cannot be used, ConfigError for a model of something else.
+        Raises InputError for an image or foreground that cannot be used, ConfigError for a model of something else.
         """
-        found = [self.reader.score(image, f"image {n}") for n, image in enumerate(inputs)]
+        if foreground is not None and len(foreground) != len(inputs):
+            raise InputError(f"foreground: expected one for each of {len(inputs)} images, found {len(foreground)}")
+        found = []
+        for n, image in enumerate(inputs):
+            name = f"image {n}"
+            inside = None if foreground is None else _foreground(image, foreground[n], name, f"foreground {n}")
+            self.reader.check_given(inside, name, "the argument foreground")
+            found.append(self.reader.score(image, name, inside))
         stacked = np.stack([each.map[None] for each in found]) if found else np.zeros((0, 1, *inputs.shape[2:]))
         maps = like(inputs, stacked)
         if not self.scores:
@@ -301,8 +327,13 @@ def _place(image: Tensor | np.ndarray, name: str) -> dict[str, Any]:
     return {"affine": affine, "units": UNITS.get(unit, "mm"), "path": str(image.meta.get("filename_or_obj", ""))}
 
 
-def _foreground(image: Tensor, mask: Tensor, name: str, mask_name: str) -> np.ndarray:
-    """bool (1, *S) of a mask (1, *S) or (*S). Raises InputError for another size or place, and an empty one."""
+def _foreground(image: Tensor, mask: Tensor | str | Path, name: str, mask_name: str) -> Given:
+    """bool (*S) of a mask (1, *S) or (*S), or the path of its file, None for an empty one.
+
+    Raises InputError for another size or place, and where nothing is inside; of files whoever reads them does.
+    """
+    if isinstance(mask, str | Path):
+        return mask or None
     found = np.asarray(torch.as_tensor(mask).cpu()) != 0
     size = tuple(image.shape[1:])
     if found.shape not in (size, (1, *size)):
@@ -313,7 +344,7 @@ def _foreground(image: Tensor, mask: Tensor, name: str, mask_name: str) -> np.nd
         far = np.abs(image.affine.cpu().numpy() - mask.affine.cpu().numpy()).max()
         if far > SAME_PLACE:
             raise InputError(f"{mask_name}: expected a foreground at the place of {name}, found one {far:.3g} away")
-    return found.reshape(1, *size)
+    return found.reshape(size)
 
 
 def _axis(axis: int | None) -> int | None:

@@ -272,6 +272,23 @@ def test_finds_that_are_too_few_are_told_what_they_support(
         detector(model).fit(normals(40, 0), rate=0.2, standardise_on=normals(8, 1), early_exit=0.1)
 
 
+def test_a_failed_fit_leaves_the_calibration_as_it_was(
+    fitted: tuple[Any, Tensor], normals: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, held = fitted
+    ours, fresh = detector(model, early_exit=True), detector(model, THREE.model_copy(update={"smooth_px": 2.0}))
+    before, scores = ours.calibration, ours(held[:4]).scores
+    monkeypatch.setattr("anodiff.anomaly.exit_fitting._found", lambda *_: [1.0] * 9)
+    for each in (ours, fresh):
+        with pytest.raises(DataError, match=r"an error of 0\.1 needs"):
+            each.fit(normals(40, 7), rate=0.2, standardise_on=normals(8, 1), early_exit=0.1)
+    assert before is not None
+    assert ours.calibration is before
+    assert ours.early_exit is before.early_exit
+    assert torch.equal(ours(held[:4]).scores, scores)
+    assert fresh.calibration is None
+
+
 def test_a_model_that_knows_no_exit_says_how_to_learn_one(model: Any, normals: Any) -> None:
     model.calibrations = {"custom": detector(model).fit(normals(20, 0), rate=0.2).calibration}
     with pytest.raises(ConfigError, match=r"preset 'custom', found one without; anodiff calibrate .* --early-exit"):

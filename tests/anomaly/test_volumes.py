@@ -116,6 +116,13 @@ def test_only_the_middle_slice_is_compared() -> None:
         detector(PLAIN.model_copy(update={"residual": "features", "polarity": "both"}), neighbours=1)
 
 
+@pytest.mark.parametrize("section", [{}, {"mode": "patches", "patch": [8, 8, 8]}])
+def test_an_early_exit_is_refused(section: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="early exit: expected a detector of images, found one of volumes"):
+        VolumeDetector(model(**section), PLAIN, device="cpu", early_exit=True)
+    assert VolumeDetector(model(**section), PLAIN, device="cpu", early_exit=False).detector.early_exit is None
+
+
 def test_neighbours_are_the_slices_beside_and_repeated_at_the_ends() -> None:
     slicer = detector(neighbours=1, min_foreground=0.0, axes=[0]).slicer
     ready = replace(prepared(2, (6, 12, 12)), foreground=torch.ones(6, 12, 12, dtype=torch.bool))

@@ -17,10 +17,10 @@ from PIL import Image
 
 from anodiff.errors import ModelFileError, StorageError
 from anodiff.integrations.arrays import ArrayModel
-from anodiff.integrations.bundle import export_bundle
+from anodiff.integrations.bundle import export_bundle, find, with_foregrounds
 from anodiff.model import load
 
-from .conftest import pictures, tiny_model
+from .conftest import pictures, save_volume, score_job, tiny_model
 
 #: required keys of the schema that metadata.json names
 REQUIRED = (
@@ -135,3 +135,60 @@ def test_what_cannot_be_exported_is_refused(model_file: Path, tmp_path: Path) ->
         export_bundle(load(model_file), tmp_path / "full")
     with pytest.raises(ModelFileError, match="loaded from a file"):
         export_bundle(tiny_model(), tmp_path / "other")
+
+
+def test_foregrounds_are_no_inputs_and_lie_beside_theirs(tmp_path: Path) -> None:
+    names = ("p.png", "s/brainmask.nii", "s/z.nii", "x.nii.gz", "x_bet.nii.gz", "x_brain_mask.nii.gz", "y_brain.nii.gz")
+    (tmp_path / "s").mkdir()
+    for name in names:
+        (tmp_path / name).touch()
+    paths = find(tmp_path)
+    inputs = ["p.png", "s/z.nii", "x.nii.gz", "x_bet.nii.gz", "y_brain.nii.gz"]
+    assert paths == [str(tmp_path / name) for name in inputs]
+
+    def beside(foreground: str) -> dict[str, str]:
+        found = with_foregrounds(paths, foreground)
+        return {
+            os.path.relpath(each["image"], tmp_path): each["foreground"]
+            and os.path.relpath(each["foreground"], tmp_path)
+            for each in found
+        }
+
+    # x_bet is another volume of the subject x by its name, until a pattern says otherwise
+    named = {"s/z.nii": "s/brainmask.nii"} | dict.fromkeys(("x.nii.gz", "x_bet.nii.gz"), "x_brain_mask.nii.gz")
+    assert beside("") == {name: named.get(name, "") for name in inputs}
+    assert beside("none") == dict.fromkeys(inputs, "")
+    assert beside("{stem}_bet.nii.gz")["x.nii.gz"] == "x_bet.nii.gz"
+    assert "x_bet.nii.gz" not in beside("{stem}_bet.nii.gz")
+
+
+def test_a_brain_mask_counts_as_it_does_for_the_scoring_job(
+    raw_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stored in another order of voxels than its scan: where they are counts."""
+    scans, bundle = tmp_path / "scans", export_bundle(load(raw_model), tmp_path / "bundle")
+    scans.mkdir()
+    scan = save_volume(scans / "x.nii.gz", np.ascontiguousarray(pictures(2, 6).transpose(2, 1, 0)), AFFINE)
+    mask = np.zeros((24, 20, 2), dtype=np.uint8)
+    mask[5:16, 4:17] = 1
+    turned = AFFINE @ np.diag([-1.0, 1, 1, 1])
+    turned[0, 3] = 23 * AFFINE[0, 0]
+    save_volume(scans / "x_brain_mask.nii.gz", mask[::-1], turned)
+    found = {}
+    for option in ("", "none"):
+        workflow = ConfigWorkflow(
+            str(bundle / "configs/inference.json"),
+            workflow_type="infer",
+            bundle_root=str(bundle),
+            dataset_dir=str(scans),
+            output_dir=str(tmp_path / f"out{option}"),
+            device="cpu",
+            foreground=option,
+        )
+        workflow.initialize()
+        workflow.run()
+        (row,) = rows_of(tmp_path / f"out{option}" / "scores.csv")
+        found[option] = float(row["score"])
+    assert capsys.readouterr().out.count("the foreground of 1 of 1 inputs is given") == 1
+    assert found[""] == pytest.approx(float(score_job(raw_model, scan, tmp_path / "job").row["score"]), rel=1e-4)
+    assert found["none"] != pytest.approx(found[""], rel=1e-2)

@@ -59,6 +59,38 @@ def test_a_model_of_clips_states_both_thresholds(
     assert f"--set video.false_alarms_per_hour={rule.lowest_rate:g}" in text
 
 
+@pytest.mark.parametrize("count", [30, 4])
+def test_a_model_of_volumes_states_the_thresholds_of_volumes(
+    anodiff: Run, world: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str], count: int
+) -> None:
+    import torch
+
+    from anodiff.anomaly.volume_calibration import VolumeCalibration
+    from anodiff.anomaly.volume_origin import Origin
+    from anodiff.anomaly.volumes import PLAIN
+
+    model = library.load(world.model)
+    slices = model.calibrations["one-step"]
+    volumes, voxels = torch.arange(count) / 4, torch.arange(1, 1001) / 1000
+    known = VolumeCalibration.of(slices, volumes, voxels, PLAIN.model_dump(mode="json"), Origin())
+    model.calibrations["one-step"] = known
+    model.config = model.config.model_copy(update={"volume": PLAIN})
+    model.save(tmp_path / "volumes.safetensors")
+    assert anodiff("info", tmp_path / "volumes.safetensors") == 0
+    text = " ".join(capfd.readouterr().out.split())
+    assert "slice threshold" in text
+    assert "voxels above 0.99, as 1 % of normal voxels are" in text
+    if count == 30:  # the highest: 1 / 31 <= 0.05 < 2 / 31
+        assert "own, 7.25, for false alarms of 0.05 per volume, from 30 normal volumes" in text
+    else:
+        assert "needs at least 19 normal volumes for the threshold, found 4" in text
+    assert anodiff("info", tmp_path / "volumes.safetensors", "--json") == 0
+    found = json.loads(capfd.readouterr().out)["calibrations"]["one-step"]
+    assert found["threshold"] == slices.threshold
+    assert (found["volumes"]["threshold"], found["volumes"]["normals"]) == (known.volume_threshold, count)
+    assert found["volumes"]["voxel_threshold_fpr5"] == pytest.approx(0.95)
+
+
 def test_a_file_that_is_no_model_is_refused(
     anodiff: Run, world: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
