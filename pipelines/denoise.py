@@ -149,7 +149,7 @@ def run(
 
     settings = {"sigma": sigma, "noise": noise, "sample": sample, "uncertainty": uncertainty}
     given = (model_path, model, restorer, inputs, settings)
-    columns = ("sigma", "sigma_from")
+    columns = ("sigma", "sigma_file", "sigma_from")
     if volumes:
         # Estimates of several axes may be averaged; an average of samples is no sample.
         volume_job = VolumeRestoringJob(model, task, output, average=not sample, at_once=common.images_at_once)

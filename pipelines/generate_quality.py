@@ -29,6 +29,7 @@ from anodiff.training.labels import class_numbers
 from anodiff.visualize.heatmap import display_image
 from anodiff.visualize.quality import quality_figure
 
+#: axes of (N, C, H, W) by what mirrors along them in training
 FLIPS = {"flip_lr": 3, "flip_ud": 2}
 
 
@@ -121,9 +122,11 @@ def closing(
         return ReportMore(notes=(*real.notes, few))
     images = torch.stack([generated(folder, row) for row in made])
     training = None if real.training is None else as_png(real.training.images)
-    flips = tuple(axis for name, axis in FLIPS.items() if getattr(model.config.augment, name))
+    augment = model.config.augment
+    flips = tuple(axis for name, axis in FLIPS.items() if getattr(augment, name))
     found = compare_with_real(
-        restorer, images, as_png(real.held.images), training, flips=flips, seed=restorer.seed
+        restorer, images, as_png(real.held.images), training, flips=flips, transposed=augment.transpose,
+        seed=restorer.seed,
     )  # fmt: skip
     paths = () if real.training is None else real.training.paths
     write_json(folder / "quality.json", record(found, [row["id"] for row in made], paths, real.notes))
@@ -201,7 +204,7 @@ def sentences(found: Quality, count: int) -> tuple[str, ...]:
     notes = [
         f"distances of {found.images} generated images from {found.real_images} real ones that were held out of "
         f"training, 0 being equal, and of {found.images} other held-out ones from the same (what a perfect model would "
-        "reach); in brackets 95 % of resamples"
+        "reach); in brackets 95 % intervals for other sets of as many images (bootstrap, its bias taken off)"
     ]
     if found.images < count:
         notes.append(

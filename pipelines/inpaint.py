@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from anodiff.errors import ConfigError
-from anodiff.pipelines.common import COMMON, Common, Model, Output, Preset, with_common
+from anodiff.pipelines.common import COMMON, Common, Model, Output, Preset, say, with_common
 from anodiff.pipelines.restoring_options import Inputs, Npy, Sampler, Solver, Steps
 
 if TYPE_CHECKING:
@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from anodiff.anomaly import AnomalyDetector
+    from anodiff.anomaly.volumes import VolumeDetector
     from anodiff.data.volumes.preprocess import PreparedVolume
     from anodiff.data.volumes.volume import Volume
     from anodiff.engine.loop import Summary
     from anodiff.model import DiffusionModel
+    from anodiff.pipelines.restoring import Closing
     from anodiff.restoration import Restored
     from anodiff.restoration.batches import Batch
 
@@ -127,7 +130,7 @@ def run(
     if volumes:
         mask_of = volume_mask_source(mask, box)
         settings |= volume_mask_settings(mask, box)
-        found = _volume_detector(model, preset, common, settings) if where_anomalous else None
+        found, told = _volume_detector(model, preset, common, settings) if where_anomalous else (None, None)
 
         def fill(batch: Batch) -> tuple[Restored, Tensor | None]:
             assert batch.masks is not None
@@ -137,11 +140,11 @@ def run(
             model, fill, output, mask_of=mask_of, find=found, average=False,
             at_once=common.images_at_once,
         )  # fmt: skip
-        return run_volumes(volume_job, *given, name="inpaint", common=common, npy=npy)
+        return run_volumes(volume_job, *given, name="inpaint", common=common, npy=npy, closing=told)
     source = mask_source(mask, box, model.config.preprocess.max_pixels)
     settings |= mask_settings(mask, box)
     rows = restorer.denoiser.network_batch
-    find = _detector(model, preset, rows, common, settings) if where_anomalous else None
+    find, told = _detector(model, preset, rows, common, settings) if where_anomalous else (None, None)
 
     def task(batch: Batch) -> tuple[Restored, Tensor | None]:
         masks = batch.masks if find is None else find(batch)
@@ -149,13 +152,14 @@ def run(
         return restorer.inpaint(batch.images, masks, solver=solver), None if find is None else masks
 
     job = RestoringJob(model, task, output, mask_of=source, npy=npy, blind=True)
-    return run_restoring(job, *given, name="inpaint", common=common)
+    return run_restoring(job, *given, name="inpaint", common=common, closing=told)
 
 
 def _detector(
     model: DiffusionModel, preset: str | None, rows: int, common: Common, settings: dict[str, Any]
-) -> Callable[[Batch], Tensor]:
-    """What finds masks (N, h, w) of where a batch is anomalous; ``settings`` learns what they depend on.
+) -> tuple[Callable[[Batch], Tensor], Closing]:
+    """What finds masks (N, h, w) of where a batch is anomalous, and what `_told` gives; ``settings`` learns what they
+    depend on.
 
     rows: that its network sees at once: those of the chain, whose batches it is given.
     """
@@ -170,13 +174,13 @@ def _detector(
     def find(batch: Batch) -> Tensor:
         return detector(batch.images, batch.foreground).maps > threshold
 
-    return find
+    return find, _told(detector, common)
 
 
 def _volume_detector(
     model: DiffusionModel, preset: str | None, common: Common, settings: dict[str, Any]
-) -> Callable[[PreparedVolume, Volume], NDArray[np.bool_]]:
-    """What finds the mask (I, J, K) of where a volume is anomalous, on the model's grid; see `_detector`."""
+) -> tuple[Callable[[PreparedVolume, Volume], NDArray[np.bool_]], Closing]:
+    """What finds the mask (I, J, K) of where a volume is anomalous, on the model's grid, and more; see `_detector`."""
     from anodiff.anomaly.volumes import VolumeDetector
 
     detector = VolumeDetector(model, preset or model.config.preset, **common.computing)
@@ -190,7 +194,28 @@ def _volume_detector(
         result = detector(prepared, volume)
         return (result.map > quantiles[NORMAL_SHARE]) & result.inside
 
-    return find
+    return find, _told(detector, common)
+
+
+def _told(detector: AnomalyDetector | VolumeDetector, common: Common) -> Closing:
+    """Says the detector's notes, and after the run those that it has come to have; the report shows them all."""
+    from anodiff.pipelines.restoring import ReportMore
+
+    said: list[str] = []
+
+    def tell() -> None:
+        # whose they are: the restorer has notes of its own
+        new = [note for note in (f"--where-anomalous: {each}" for each in detector.notes) if note not in said]
+        for note in new:
+            say(f"note: {note}", common.quiet)
+        said.extend(new)
+
+    def closing(_: Sequence[Mapping[str, Any]]) -> ReportMore:
+        tell()
+        return ReportMore(notes=said)
+
+    tell()
+    return closing
 
 
 def _not_calibrated(note: str) -> ConfigError:

@@ -13,11 +13,15 @@ from anodiff.pipelines.common import COMMON, Common, Model, Output, open_model, 
 from anodiff.pipelines.restoring_options import OPEN_KEYS, SOLVER_NAMES, Inputs, Npy, Sampler, Steps
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from anodiff.data.readers import RawImage
     from anodiff.engine.loop import Summary
-    from anodiff.restoration import Operator, Restored
+    from anodiff.engine.store import Item
+    from anodiff.pipelines.restoring_masks import MaskSource
+    from anodiff.restoration import Operator, Restored, Slices
     from anodiff.restoration.batches import Batch
 
 
@@ -50,6 +54,10 @@ def main(
     widths in pixels of the model's grid), the one with rows missing (slices) or holes (mask), the zero-filled
     reconstruction (kspace; the sampled lines are taken back from it), the decoded picture (jpeg, of that quality; in
     colour without subsampling of the chrominance). Files for slices, kspace and jpeg have the model's own size.
+
+    Missing rows and holes may hold anything (black, white, noise): they are not looked at. Without --sigma-y the rows
+    and pixels that were measured are written as they were read, and the averages of a larger image are the small one
+    (where its size is the model's over the factor, so that nothing is resized).
 
     \b
     Examples:
@@ -114,7 +122,7 @@ def run(
             f"--operator jpeg: expected a model whose intensities are those of the file (unit_range), found "
             f"{config.intensity.kind}"
         )
-    source = mask_source(mask, None, config.max_pixels)
+    source = _missing(known) if isinstance(known, Slices) else mask_source(mask, None, config.max_pixels)
     restorer = Restorer(model, steps=steps, sampler=sampler, **computing(model, common))
 
     def task(batch: Batch) -> tuple[Restored, Tensor | None]:
@@ -147,6 +155,16 @@ def run(
         name="restore",
         common=common,
     )
+
+
+def _missing(slices: Slices) -> MaskSource:
+    """What of a file nobody measured: whatever it holds there is no part of its statistics."""
+    import torch
+
+    def missing(_: Item, shape: tuple[int, int]) -> NDArray[np.bool_]:
+        return (slices.measured(torch.empty(1, 1, *shape)) == 0).expand(shape).numpy()
+
+    return missing
 
 
 def _measured(operator: Operator, images: Tensor) -> Tensor:

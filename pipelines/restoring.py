@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,22 @@ from anodiff.files import make_folder
 from anodiff.model import DiffusionModel
 from anodiff.pipelines.common import Common, file_digest, say
 from anodiff.pipelines.restoring_masks import MaskSource, model_mask
+from anodiff.pipelines.restoring_notes import (
+    EMPTY_FOUND,
+    EMPTY_GIVEN,
+    LOST_COLUMNS,
+    chain_facts,
+    lost_columns,
+    run_notes,
+    told_of,
+)
 from anodiff.pipelines.sizes import by_size
 from anodiff.restoration import Restorer
 from anodiff.restoration.batches import Batch, Task
 from anodiff.restoration.chains import ChainStep, OnStep
 from anodiff.restoration.intensity import Intensity, background_of, intensity_of, noise_left, without
-from anodiff.restoration.output import like_file, read_values, write_array, write_image, write_png
+from anodiff.restoration.lost import Lost, lost_of
+from anodiff.restoration.output import as_measured, like_file, read_values, write_array, write_image, write_png
 from anodiff.restoration.report import Beside, RestoredRow, write_restoration_report
 from anodiff.visualize.heatmap import display_image
 
@@ -55,17 +66,24 @@ Closing = Callable[[Sequence[Mapping[str, Any]]], ReportMore]
 
 @dataclass(frozen=True)
 class Loaded:
-    """One image, read; mask: bool (H, W) on its own grid, None where the whole image may change."""
+    """One image, read; mask: bool (H, W) on its own grid, None where the whole image may change.
+
+    lost: what of it the model does not see.
+    """
 
     raw: RawImage
     prepared: Prepared
     intensity: Intensity
     mask: NDArray[np.bool_] | None
+    lost: Lost
 
 
 @dataclass(frozen=True)
 class Done:
-    """One image, restored: image and uncertainty (C, h, w), found mask (h, w), all on the model's grid."""
+    """One image, restored: image and uncertainty (C, h, w), found mask (h, w), all on the model's grid.
+
+    sigma_file: the level in the file's values, None where they have none. kept: nothing of it was to change.
+    """
 
     loaded: Loaded
     image: Tensor
@@ -75,6 +93,8 @@ class Done:
     sigma_from: str | None
     nfe: int
     seconds: float
+    sigma_file: float | None = None
+    kept: bool = False
 
 
 class RestoringJob:
@@ -82,8 +102,9 @@ class RestoringJob:
 
     factor: how much finer the results' grid is than that of the inputs. same_size: refuse files of another size than
     the model's. refuse: raises InputError for other files that the task is not for. any_size: a model that resizes
-    nothing takes files of every size. keep_outside: pixels outside the mask are written as they were read. blind: what
-    an image holds inside its mask decides nothing of the result, its intensities and foreground included.
+    nothing takes files of every size. keep_outside: pixels outside the mask are written as they were read, and
+    a finer result has the averages that were read, unless the file was resized. blind: what an image holds inside its
+    mask decides nothing of the result, its intensities and foreground included.
     """
 
     def __init__(
@@ -135,11 +156,22 @@ class RestoringJob:
                 f"{item.path}: expected {width}x{height} pixels, those of the model, since what is lost lies on the "
                 f"file's own grid; found {native[1]}x{native[0]}"
             )
-        return Loaded(raw, prepared, intensity_of(raw, self.preprocessor), mask)
+        intensity = intensity_of(raw, self.preprocessor)
+        return Loaded(raw, prepared, intensity, mask, lost_of(raw, prepared, intensity, self.preprocessor))
 
     def compute(self, batch: list[Loaded]) -> Sequence[Done]:
-        """Runs the task over a batch on the device, images of one size at a time."""
-        return by_size(batch, self._compute)
+        """Runs the task over a batch on the device, images of one size at a time, those with empty masks not at all."""
+        done = iter(by_size([loaded for loaded in batch if not self._kept(loaded)], self._compute))
+        return [
+            Done(loaded, loaded.prepared.image, None, None, None, None, 0, 0.0, kept=True)
+            if self._kept(loaded)
+            else next(done)
+            for loaded in batch
+        ]
+
+    def _kept(self, loaded: Loaded) -> bool:
+        """Whether nothing of an image may change."""
+        return self.keep_outside and loaded.mask is not None and not loaded.mask.any()
 
     def _compute(self, batch: list[Loaded]) -> Sequence[Done]:
         began = time.monotonic()
@@ -168,6 +200,11 @@ class RestoringJob:
                 sigma_from=None if restored.sigma_from is None else restored.sigma_from[i],
                 nfe=restored.nfe,
                 seconds=seconds,
+                sigma_file=(
+                    None
+                    if restored.sigma is None or restored.counts
+                    else loaded.intensity.level_back(float(restored.sigma[i]))
+                ),
             )
             for i, loaded in enumerate(batch)
         ]
@@ -183,9 +220,12 @@ class RestoringJob:
             mask = self.preprocessor.back(computed.found_mask.float(), geometry) >= 0.5
             files["mask"] = f"masks/{item.id}.png"
             write_png(self.folder / files["mask"], mask.astype(np.uint8) * 255)
+        kept = select_channels(loaded.raw, self.config.channels, self.config.channel)
         if mask is not None and self.keep_outside:
-            kept = select_channels(loaded.raw, self.config.channels, self.config.channel)
             pixels = np.where(mask[:, :, None], pixels, kept)
+        resized = loaded.prepared.geometry.native != loaded.prepared.geometry.box[2:]
+        if self.factor > 1 and self.keep_outside and not resized:
+            pixels = as_measured(pixels, kept, self.factor, loaded.raw.dtype)
         files["image"] = write_image(self.folder, item.id, like_file(pixels, loaded.raw), loaded.raw.dtype)
         if self.npy:
             files["array"] = write_array(self.folder, f"arrays/{item.id}.npy", pixels)
@@ -193,11 +233,15 @@ class RestoringJob:
             native = (self.preprocessor.back(each, geometry) for each in (computed.uncertainty, computed.image))
             spread = loaded.intensity.spread_back(*native)
             files["uncertainty"] = write_array(self.folder, f"uncertainty/{item.id}.npy", spread)
+        nothing_found = computed.found_mask is not None and mask is not None and not mask.any()
         row = {
             "nfe": computed.nfe,
             "sigma": computed.sigma,
+            "sigma_file": computed.sigma_file,
             "sigma_from": computed.sigma_from,
             "seconds": computed.seconds,
+            "remark": EMPTY_GIVEN if computed.kept else EMPTY_FOUND if nothing_found else None,
+            **lost_columns(loaded.lost),
         }
         return {**row, "files": list(files.values()), **files}
 
@@ -209,11 +253,21 @@ class RestoringJob:
             before = select_channels(raw, self.config.channels, self.config.channel)
             after = read_values(self.folder / row["image"])
             whole = self.config.intensity.kind == "unit_range"
-            low, high = (raw.low, raw.high) if whole else np.percentile(before, (0.5, 99.5))
+            # a hole may hold anything
+            low, high = (raw.low, raw.high) if whole else np.percentile(after if self.blind else before, (0.5, 99.5))
             shown = [display_image(_small(each), float(low), float(high)) for each in (before, after)]
             return shown[0], shown[1]
 
         return read
+
+    def hole(self, item: Item, row: Mapping[str, Any]) -> NDArray[np.bool_] | None:
+        """bool (H, W) of what of a row could change, None where all could."""
+        if "mask" in row:
+            return np.asarray(read_values(self.folder / row["mask"])[:, :, 0] > 0)
+        if self.mask_of is None or self.same_size:  # an operator's own mask: slices, all over the picture
+            return None
+        raw = read_image(item.path, max_pixels=self.config.max_pixels)
+        return self.mask_of(item, (raw.pixels.shape[0], raw.pixels.shape[1]))
 
 
 def run_restoring(
@@ -227,16 +281,19 @@ def run_restoring(
     name: str,
     common: Common,
     columns: Sequence[str] = (),
+    closing: Closing | None = None,
 ) -> Summary:
     """Runs the job over the inputs: OUTPUT/images/, results.csv and report.html; the same command resumes it.
 
-    settings: everything of the task that decides what is written. columns: of results.csv, beside COLUMNS.
+    settings: everything of the task that decides what is written. columns: of results.csv, beside COLUMNS. closing: see
+    `run_items`.
     """
     from anodiff.pipelines.score import images_of
     from anodiff.pipelines.scoring import items_of_paths
 
     items = items_of_paths(images_of(paths, job.folder, common.quiet))
     settings = {**settings, **chain_settings(model_path, model, restorer), "npy": job.npy}
+    masked = job.keep_outside and (job.mask_of is not None or "where_anomalous" in settings)
     return run_items(
         job,
         items,
@@ -246,9 +303,23 @@ def run_restoring(
         name=name,
         common=common,
         workers=model.config.engine.workers,
-        columns=columns,
+        columns=(*columns, *LOST_COLUMNS),
         pictures=job.pictures,
+        hole=job.hole,
+        closing=partial(said_after, closing, "images", masked, common.quiet),
     )
+
+
+def said_after(
+    closing: Closing | None, unit: str, masked: bool, quiet: bool, rows: Sequence[Mapping[str, Any]]
+) -> ReportMore:
+    """Says what a complete run has to say of its rows, see `run_notes`, and has it in the report, before what
+    ``closing`` adds."""
+    notes = run_notes(rows, unit, masked)
+    for note in notes:
+        say(f"note: {note}", quiet)
+    more = ReportMore() if closing is None else closing(rows)
+    return replace(more, notes=(*notes, *more.notes))
 
 
 def run_items(
@@ -263,6 +334,7 @@ def run_items(
     workers: int,
     pictures: Callable[[Any, Mapping[str, Any]], Callable[[], Any]],
     columns: Sequence[str] = (),
+    hole: Callable[[Any, Mapping[str, Any]], NDArray[np.bool_] | None] | None = None,
     unit: str = "images",
     rows: list[dict[str, Any]] | None = None,
     closing: Closing | None = None,
@@ -272,8 +344,9 @@ def run_items(
     Chains take long: their steps are shown, and Ctrl-C ends them after the one in hand. No more images are computed at
     once than one chain has rows, so that the others are recorded by then.
 
-    unit: what an item is; "volumes" are large, and computed one at a time. rows: is given the rows of the run. closing:
-    looks at the rows of a run that is complete, and says what else the report shows.
+    hole: what of a row's picture could change, for the report. unit: what an item is; "volumes" are large, and computed
+    one at a time. rows: is given the rows of the run. closing: looks at the rows of a run that is complete, and says
+    what else the report shows.
     """
     alone = unit == "volumes"
     stop = Stop()
@@ -310,12 +383,17 @@ def run_items(
                     pictures(by_id[row["id"]], row) if row["status"] == "ok" else None,
                     more.beside.get(row["id"]),
                     row.get("animation"),
+                    told_of(row),
+                    None if hole is None else partial(hole, by_id[row["id"]], row),
                 )
                 for row in store.rows(items)
             ]
             device = describe(restorer.denoiser.device, restorer.denoiser.precision)
             facts = {unit: summary.ok, "failed": summary.failed, **settings, **device, **more.facts}
-            facts = {key: value for key, value in facts.items() if not key.startswith(("preprocess.", "volume."))}
+            facts |= chain_facts(settings, restorer)
+            # what was not given is no fact; 0 is one
+            given = {key: value for key, value in facts.items() if value is not None and value is not False}
+            facts = {key: value for key, value in given.items() if not key.startswith(("preprocess.", "volume."))}
             notes = (*restorer.notes, *restorer.denoiser.notes, *more.notes)
             write_restoration_report(folder / "report.html", f"anodiff {name}", facts, shown, notes, more.figure)
     say(summary.sentence(unit), common.quiet)

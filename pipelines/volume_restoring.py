@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from anodiff.errors import ConfigError
 from anodiff.files import write_csv
 from anodiff.model import DiffusionModel
 from anodiff.pipelines.common import Common, open_model, say
-from anodiff.pipelines.restoring import ReportMore, chain_settings, run_items
+from anodiff.pipelines.restoring import Closing, ReportMore, chain_settings, run_items, said_after
+from anodiff.pipelines.restoring_notes import LOST_COLUMNS
 from anodiff.pipelines.restoring_options import OPEN_KEYS
 from anodiff.pipelines.scoring import foreground_notes
 from anodiff.pipelines.volume_restoring_job import VolumeRestoringJob
@@ -27,7 +29,7 @@ from anodiff.pipelines.volume_scoring import (
 )
 from anodiff.restoration import Restorer
 
-SLICE_COLUMNS = ("id", "axis", "slice", "sigma", "sigma_from")
+SLICE_COLUMNS = ("id", "axis", "slice", "sigma", "sigma_file", "sigma_from")
 
 
 def open_restoring(path: Path, inputs: Sequence[str], common: Common) -> tuple[DiffusionModel, bool]:
@@ -64,11 +66,12 @@ def run_volumes(
     common: Common,
     npy: bool,
     columns: Sequence[str] = (),
+    closing: Closing | None = None,
 ) -> Summary:
     """Runs the job over the volumes: OUTPUT/images/, results.csv and report.html; the same command resumes it.
 
-    settings, columns: see `anodiff.pipelines.restoring.run_restoring`. Where noise levels are of slices slices.csv has
-    them. Raises ConfigError for ``npy``, DataError where there is no volume.
+    settings, columns, closing: see `anodiff.pipelines.restoring.run_restoring`. Where noise levels are of slices
+    slices.csv has them. Raises ConfigError for ``npy``, DataError where there is no volume.
     """
     if npy:
         raise ConfigError("--npy: expected none for volumes, which are written as float32 NIfTI, unrounded")
@@ -84,6 +87,12 @@ def run_volumes(
         **{f"volume.{key}": value for key, value in job.config.model_dump(mode="json").items()},
     }
     rows: list[dict[str, Any]] = []
+
+    def closed(done: Sequence[Mapping[str, Any]]) -> ReportMore:
+        masked = job.mask_of is not None or "where_anomalous" in settings
+        more = said_after(closing, "volumes", masked, common.quiet, done)
+        return replace(more, notes=(*about, *more.notes))
+
     summary = run_items(
         job,
         items,
@@ -93,11 +102,12 @@ def run_volumes(
         name=name,
         common=common,
         workers=min(model.config.engine.workers, 2),
-        columns=columns,
+        columns=(*columns, *LOST_COLUMNS),
         pictures=job.pictures,
+        hole=job.hole,
         unit="volumes",
         rows=rows,
-        closing=lambda _: ReportMore(notes=about),
+        closing=closed,
     )
     if found.skipped:
         skipped = [{"path": path, "reason": reason} for path, reason in found.skipped]

@@ -15,6 +15,7 @@ from anodiff.data.volumes.read import read_given, read_volume
 from anodiff.data.volumes.volume import Volume
 from anodiff.files import make_folder
 from anodiff.model import DiffusionModel
+from anodiff.pipelines.restoring_notes import EMPTY_FOUND, EMPTY_GIVEN, lost_columns
 from anodiff.pipelines.volume_job import VolumeItem, native_slice
 from anodiff.pipelines.volume_masks import VolumeMaskSource
 from anodiff.pipelines.volume_pictures import three_planes
@@ -67,14 +68,20 @@ class VolumeRestoringJob:
         if native.spread is not None:
             files["uncertainty"] = f"uncertainty/{item.id}.nii.gz"
             self._write(volume, native.spread, files["uncertainty"])
+        remarks = list(volume.remarks)
+        if hole is not None and not hole.any():
+            remarks.append(EMPTY_GIVEN if computed.hole is None else EMPTY_FOUND)
         at = np.argwhere(hole).mean(axis=0).round().astype(int) if hole is not None and hole.any() else None
         return {
             "nfe": computed.nfe,
             "sigma": float(np.median(computed.sigmas)) if computed.sigmas else None,
+            "sigma_file": float(np.median(computed.sigmas_file)) if computed.sigmas_file else None,
             "sigma_from": " and ".join(sorted(set(computed.sigma_from))) or None,
             "seconds": computed.seconds,
             "slices": _levels(computed),
-            "remarks": list(volume.remarks),
+            "remarks": remarks,
+            "remark": "; ".join(remarks) or None,
+            **lost_columns(computed.lost),
             "at": [side // 2 for side in volume.shape] if at is None else at.tolist(),
             "files": list(files.values()),
             **files,
@@ -100,6 +107,19 @@ class VolumeRestoringJob:
 
         return read
 
+    def hole(self, item: VolumeItem, row: Mapping[str, Any]) -> NDArray[np.bool_] | None:
+        """bool (H, W) on the three planes of what of a row could change, None where all could."""
+        if "mask" not in row and self.mask_of is None:
+            return None
+        volume = read_volume(item.source or item.path)
+        if "mask" in row:
+            hole = np.asarray(read_nifti(self.folder / row["mask"]).data[0]) > 0
+        else:
+            assert self.mask_of is not None
+            hole = self.mask_of(item, volume)
+        i, j, k = row["at"]
+        return np.asarray(three_planes(volume, hole.astype(np.float32), (i, j, k), 0, 1) >= 128)
+
 
 def _levels(computed: RestoredVolume) -> list[dict[str, Any]]:
     """The noise level of each slice, by its place in the file."""
@@ -107,6 +127,12 @@ def _levels(computed: RestoredVolume) -> list[dict[str, Any]]:
     for each in computed.slices:
         place = native_slice(computed.loaded.prepared, SliceScore(each.axis, each.index, each.sigma, None))
         found.append(
-            {"axis": place["axis"], "slice": place["slice"], "sigma": each.sigma, "sigma_from": each.sigma_from}
+            {
+                "axis": place["axis"],
+                "slice": place["slice"],
+                "sigma": each.sigma,
+                "sigma_file": each.sigma_file,
+                "sigma_from": each.sigma_from,
+            }
         )
     return found

@@ -167,7 +167,8 @@ class DiffusionConfig(Section):
     prediction: Literal["eps", "x0", "v", "edm"] = "edm"
     sigma_data: Positive = 0.5
     noise_input: Literal["log_sigma", "timestep"] = "log_sigma"
-    #: ``mixed``: half of the images with gaussian, half with pyramid noise, for one model that restores and detects
+    #: ``mixed``: half of the images with gaussian, half with pyramid noise: one model that restores and detects, each
+    #: worse than a model of its own
     noise: Literal["gaussian", "simplex", "pyramid", "coarse", "mixed"] = "gaussian"
     noise_scale: Literal["unit", "published"] = "unit"
     #: ``foreground`` trains on images whose background (within 5 % of the range above the darkest value) stays clean;

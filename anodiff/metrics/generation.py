@@ -52,7 +52,11 @@ def sliced_wasserstein(a: Array, b: Array) -> float:
 
 def quantiles(values: Array) -> Array:
     """(QUANTILES, K) quantiles, evenly spaced, of values (M, K)."""
-    ordered = np.sort(values, axis=0)
+    return quantiles_of_sorted(np.sort(values, axis=0))
+
+
+def quantiles_of_sorted(ordered: Array) -> Array:
+    """`quantiles` of values that ascend along the first axis."""
     place = (np.arange(QUANTILES) + 0.5) / QUANTILES * len(ordered) - 0.5
     place = place.clip(0, len(ordered) - 1)
     low = np.floor(place).astype(np.int64)
@@ -91,20 +95,19 @@ def histogram_distance(a: Array, b: Array, low: float = -1.0, high: float = 1.0)
     return float(np.abs(gap).sum(axis=-1).mean() * (high - low) / BINS)
 
 
-def kernel_distance(a: Array, b: Array, rows: Rows | None = None) -> float:
+def kernel_distance(a: Array, b: Array, rows_a: Rows | None = None, rows_b: Rows | None = None) -> float:
     """Unbiased squared maximum mean discrepancy of features (N, F), (M, F): KID (Binkowski et al. 2018).
 
-    Kernel (x.y / F + 1)^3; features are to be standardised. ``rows``: numbers of a's images, where some stand in it
-    more than once (a resample): pairs of an image with itself are left out. May be below 0. Raises ValueError for
-    fewer than two images on a side.
+    Kernel (x.y / F + 1)^3; features are to be standardised. ``rows_a``, ``rows_b``: numbers of the images, where some
+    stand there more than once (a resample): pairs of an image with itself are left out. May be below 0. Raises
+    ValueError for fewer than two images on a side.
     """
-    same = np.arange(len(a)) if rows is None else rows
-    apart = same[:, None] != same[None, :]
-    if not apart.any() or len(b) < 2:
-        raise ValueError(f"expected at least two images on either side, found {len(np.unique(same))} and {len(b)}")
-    within_a = _kernel(a, a)[apart].mean()
-    within_b = _kernel(b, b)[~np.eye(len(b), dtype=bool)].mean()
-    return float(within_a + within_b - 2 * _kernel(a, b).mean())
+    numbers = [np.arange(len(a)) if rows_a is None else rows_a, np.arange(len(b)) if rows_b is None else rows_b]
+    first, second = (len(np.unique(each)) for each in numbers)
+    if min(first, second) < 2:
+        raise ValueError(f"expected at least two images on either side, found {first} and {second}")
+    within = [_kernel(x, x)[same[:, None] != same].mean() for x, same in zip((a, b), numbers, strict=True)]
+    return float(sum(within) - 2 * _kernel(a, b).mean())
 
 
 def _kernel(a: Array, b: Array) -> Array:
@@ -119,12 +122,16 @@ def standardised(features: Array, real: Array) -> Array:
 
 @dataclass(frozen=True)
 class Described:
-    """What the statistics see of N images: see `described`."""
+    """What the statistics see of N images: see `described`.
+
+    numbers: (N,) tell images apart, where some stand here more than once.
+    """
 
     patches: Array
     power: Array
     intensities: Array
     features: Array | None
+    numbers: Rows
 
     def __len__(self) -> int:
         return len(self.power)
@@ -132,7 +139,7 @@ class Described:
     def take(self, rows: Rows) -> Described:
         """Some of the images."""
         features = None if self.features is None else self.features[rows]
-        return Described(self.patches[rows], self.power[rows], self.intensities[rows], features)
+        return Described(self.patches[rows], self.power[rows], self.intensities[rows], features, self.numbers[rows])
 
 
 def described(images: NDArray[Any], features: NDArray[Any] | None, seed: int = 0) -> Described:
@@ -145,52 +152,74 @@ def described(images: NDArray[Any], features: NDArray[Any] | None, seed: int = 0
         radial_power(images),
         intensity_histogram(images),
         None if features is None else np.asarray(features, dtype=np.float64),
+        np.arange(len(images)),
     )
 
 
-def _features(found: Described, real: Described, rows: Rows) -> float:
+def _features(found: Described, real: Described) -> float:
     assert found.features is not None
     assert real.features is not None
     scaled, wanted = (standardised(each, real.features) for each in (found.features, real.features))
-    return kernel_distance(scaled, wanted, rows)
+    return kernel_distance(scaled, wanted, found.numbers, real.numbers)
 
 
-#: name -> (found, real, row numbers of found) -> distance
-STATISTICS: dict[str, Callable[[Described, Described, Rows], float]] = {
-    "patches": lambda found, real, rows: sliced_wasserstein(found.patches, real.patches),
-    "spectrum_db": lambda found, real, rows: spectrum_distance(found.power, real.power),
-    "intensities": lambda found, real, rows: histogram_distance(found.intensities, real.intensities),
+#: name -> (found, real) -> distance
+STATISTICS: dict[str, Callable[[Described, Described], float]] = {
+    "patches": lambda found, real: sliced_wasserstein(found.patches, real.patches),
+    "spectrum_db": lambda found, real: spectrum_distance(found.power, real.power),
+    "intensities": lambda found, real: histogram_distance(found.intensities, real.intensities),
     "features_kid": _features,
 }
 
 
-def statistics_of(found: Described, real: Described) -> dict[str, Callable[[Described, Described, Rows], float]]:
-    """Those of STATISTICS that both sets have what is needed for."""
-    blind = found.features is None or real.features is None
-    return {name: statistic for name, statistic in STATISTICS.items() if not (blind and statistic is _features)}
-
-
 def distances(found: Described, real: Described) -> dict[str, float]:
-    """Every statistic of a set of images from the real ones."""
-    rows = np.arange(len(found))
-    return {name: statistic(found, real, rows) for name, statistic in statistics_of(found, real).items()}
+    """Every statistic of a set of images from the real ones that both sets have what is needed for."""
+    blind = found.features is None or real.features is None
+    return {
+        name: statistic(found, real) for name, statistic in STATISTICS.items() if not (blind and statistic is _features)
+    }
+
+
+class Redraws:
+    """Resamples of a set of images, as `distances` takes them: patches are sorted once, not in each resample."""
+
+    def __init__(self, images: Described) -> None:
+        count, patches, directions = images.patches.shape
+        values = images.patches.reshape(-1, directions).T
+        order = values.argsort(axis=1)
+        self._values = np.take_along_axis(values, order, axis=1)
+        self._owner = order // patches
+        self._rest = replace(images, patches=np.empty((count, 0, 0)))
+
+    def drawn(self, rng: np.random.Generator) -> Described:
+        """As many images, drawn with replacement, at least two that differ; of patches their quantiles."""
+        count = len(self._rest)
+        rows = rng.integers(0, count, count)
+        if (rows == rows[0]).all():  # happens with few images; a kernel distance needs two that differ
+            rows[0] = (rows[0] + 1) % count
+        times = np.bincount(rows, minlength=count)
+        ascending = [np.repeat(v, times[owner]) for v, owner in zip(self._values, self._owner, strict=True)]
+        return replace(self._rest.take(rows), patches=quantiles_of_sorted(np.stack(ascending, axis=1))[None])
 
 
 def bootstrap_distances(found: Described, real: Described, n_boot: int = 200, seed: int = 0) -> dict[str, Array]:
-    """Every statistic (n_boot,) where the generated images are drawn anew with replacement; the real ones stay."""
-    rng, count = np.random.default_rng(seed), len(found)
-    statistics = statistics_of(found, real)
-    drawn = rng.integers(0, count, (n_boot, count))
-    alike = (drawn == drawn[:, :1]).all(axis=1)  # happens with few images; a kernel distance needs two that differ
-    drawn[alike, 0] = (drawn[alike, 0] + 1) % count
-    # sorted once: its quantiles have the quantiles of all its patches
-    real = replace(real, patches=quantiles(real.patches.reshape(-1, real.patches.shape[-1]))[None])
-    values: dict[str, list[float]] = {name: [] for name in statistics}
-    for rows in drawn:
-        part = found.take(rows)
-        for name, statistic in statistics.items():
-            values[name].append(statistic(part, real, rows))
-    return {name: np.asarray(each) for name, each in values.items()}
+    """Every statistic (n_boot,) where either set is drawn anew with replacement, the bootstrap's bias taken off.
+
+    A resample holds some images twice and others not at all, so that two of them lie farther apart than the sets
+    themselves, as these do than the distributions they come from: its percentiles may leave out the very distance that
+    was resampled. The mean of the resamples less that distance estimates this bias (Efron & Tibshirani 1993, chapter
+    10). It is subtracted here: the percentiles are an interval about the distance, for the mean distance of such sets
+    of so many images. They are not one for the distance of the distributions, which is less; a lower end may lie below
+    0. The same seed draws the same real images for all sets, and the same rows of sets of one size, so that what is
+    resampled of two sets beside the same real ones may be subtracted, also where their images belong in pairs.
+    """
+    sets, streams = (Redraws(found), Redraws(real)), np.random.default_rng(seed).spawn(2)
+    values: dict[str, list[float]] = {}
+    for _ in range(n_boot):
+        for name, value in distances(*(each.drawn(rng) for each, rng in zip(sets, streams, strict=True))).items():
+            values.setdefault(name, []).append(value)
+    own = distances(found, real)
+    return {name: np.asarray(each) - np.mean(each) + own[name] for name, each in values.items()}
 
 
 def nearest(images: NDArray[Any], others: NDArray[Any]) -> tuple[Rows, Array]:

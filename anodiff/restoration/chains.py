@@ -61,7 +61,10 @@ OnState = Callable[[Tensor, StepState], None]
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one internal batch: which image each belongs to, its key, and the number of its chain."""
+    """The rows of one internal batch: which image each belongs to, its key, and the number of its chain.
+
+    antithetic: every second chain of an image has the noise of the one before it with the opposite sign.
+    """
 
     image: Tensor
     keys: Tensor
@@ -70,12 +73,18 @@ class Rows:
     family: str
     scale: str
     tell: Tell | None = None
+    antithetic: bool = False
 
     def source(self, level: int = CHAIN) -> NoiseSource:
         """The noise of a sampler's steps, (rows, C, *S) of each draw."""
-        return lambda draw: sample_noise(
-            self.family, self.keys, self.shape, level=level, draw=self.chain * CHAIN_DRAWS + draw, scale=self.scale
-        )
+        chain = self.chain // 2 if self.antithetic else self.chain
+        sign = (1 - 2 * (self.chain % 2)).view(-1, *[1] * len(self.shape)) if self.antithetic else 1
+
+        def noise(draw: int) -> Tensor:
+            counter = chain * CHAIN_DRAWS + draw
+            return sign * sample_noise(self.family, self.keys, self.shape, level=level, draw=counter, scale=self.scale)
+
+        return noise
 
 
 def run_chains(
@@ -88,6 +97,7 @@ def run_chains(
     scale: str,
     steps: int = 0,
     on_step: OnStep | None = None,
+    antithetic: bool = False,
 ) -> tuple[Tensor, int, int]:
     """``samples`` chains of each key (N,) -> (N, samples, C, *S), denoiser calls and gradients a chain.
 
@@ -103,7 +113,7 @@ def run_chains(
         row = torch.arange(first, first + batch).clamp(max=total - 1)
         image, device = row // samples, denoiser.device
         tell = teller(on_step, steps, number, -(-total // batch))
-        rows = Rows(image, keys[image].to(device), (row % samples).to(device), shape, family, scale, tell)
+        rows = Rows(image, keys[image].to(device), (row % samples).to(device), shape, family, scale, tell, antithetic)
         pieces.append(chain(rows)[: total - first].clone())
     padded = len(pieces) * batch
     drawn = torch.cat(pieces).reshape(len(keys), samples, *shape)

@@ -89,7 +89,7 @@ def _of_counts(restorer: Restorer, x: Tensor, zero: Tensor, gain: Tensor) -> Res
     level = unit.double().cpu().reshape(-1)
     estimate, nfe = _estimate(restorer, zero + unit * (stabilise_poisson(gain * (x - zero)) - low), level)
     images = zero + unstabilise_poisson((estimate - zero) / unit + low) / gain
-    return Restored(images, nfe, sigma=level, sigma_from=("given",) * len(x))
+    return Restored(images, nfe, sigma=level, sigma_from=("given",) * len(x), counts=True)
 
 
 def _samples(restorer: Restorer, x: Tensor, level: Tensor, keys: Tensor, samples: int) -> tuple[Tensor, int]:

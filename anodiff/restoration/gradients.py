@@ -5,11 +5,11 @@ Volumes go through overlapping windows, the gradient too: it is one of the whole
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from itertools import product
 from types import EllipsisType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +22,21 @@ from anodiff.engine.inference import InferenceDenoiser, _memory_format, _same_al
 from anodiff.engine.windows import WindowDenoiser, _batches, _cut, _outer, axis_plan
 from anodiff.errors import ConfigError
 
+Result = TypeVar("Result")
+#: what a batch came to, and v -> J'v of it
+Graph = tuple[Tensor, Pullback]
+
 
 class GradientDenoiser(InferenceDenoiser):
     """An :class:`InferenceDenoiser` that solvers can take gradients of, row by row and bit-equal like its values.
 
     Attributes:
-        gradients: gradients taken so far, in rows without padding; each costs about two calls.
+        gradients: gradients taken so far, in rows without padding; each costs about two calls, and one more, counted in
+            ``calls``, where its batch is run forward again for want of memory.
     """
 
     gradients = 0
+    _one_graph = False
 
     @property
     def chain_rows(self) -> int:
@@ -46,22 +52,55 @@ class GradientDenoiser(InferenceDenoiser):
         """D(x, sigma) (N, C, *S) float32 and the map v -> J'v, J = dD/dx; the network runs forward once.
 
         The graph lives as long as the map does. x, sigma and v as for a call, on any device; results are on its own.
+        Where memory runs out, forward or backward, the internal batch is halved as in a call, and from then on one
+        batch of several lies in memory with its graph: it is run forward again for every v.
         """
-        rows, batch = x.shape[0], self.network_batch
+        rows = x.shape[0]
         x = x.to(self.device, torch.float32)
         level = torch.as_tensor(sigma, dtype=torch.float32).to(self.device).expand(rows)
         self.calls += rows
-        pieces = [self._graph(x[at : at + batch], level[at : at + batch]) for at in range(0, rows, batch)]
+        values, kept = self._enough(lambda: self._forward(x, level))
 
         def pullback(v: Tensor) -> Tensor:
             self.gradients += rows
-            return torch.cat(
-                [pull(v[at : at + batch]) for (_, pull), at in zip(pieces, range(0, rows, batch), strict=True)]
-            )
+            return self._enough(lambda: self._backward(x, level, v, kept), kept.clear)
 
-        return torch.cat([denoised for denoised, _ in pieces]), pullback
+        return values, pullback
 
-    def _graph(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Pullback]:
+    def _enough(self, function: Callable[[], Result], release: Callable[[], object] = lambda: None) -> Result:
+        """The function's result, by smaller batches where memory runs out; ``release`` lets go of the larger ones."""
+        while True:
+            with suppress(torch.OutOfMemoryError):
+                return function()
+            # not while the error is handled, see `_run`
+            release()
+            self._halve()
+
+    def _halve(self) -> None:
+        super()._halve()
+        self._one_graph = True
+
+    def _forward(self, x: Tensor, level: Tensor) -> tuple[Tensor, list[Graph]]:
+        """D(x, level), and the graphs of its batches; none where one alone can be held and there are several."""
+        batches = self._in_batches(x, level)
+        if self._one_graph and len(batches) > 1:
+            return torch.cat([self._graph(*batch)[0] for batch in batches]), []
+        kept = [self._graph(*batch) for batch in batches]
+        return torch.cat([denoised for denoised, _ in kept]), kept
+
+    def _backward(self, x: Tensor, level: Tensor, v: Tensor, kept: Sequence[Graph]) -> Tensor:
+        """J'v by the graphs that were kept, else by one batch after the other, run forward again."""
+        if kept:
+            parts = v.split([len(denoised) for denoised, _ in kept])
+            return torch.cat([pull(part) for (_, pull), part in zip(kept, parts, strict=True)])
+        found = torch.cat([self._graph(*batch)[1](part) for *batch, part in self._in_batches(x, level, v)])
+        self.calls += len(x)
+        return found
+
+    def _in_batches(self, *rows: Tensor) -> list[tuple[Tensor, ...]]:
+        return list(zip(*(each.split(self.network_batch) for each in rows), strict=True))
+
+    def _graph(self, x: Tensor, sigma: Tensor) -> Graph:
         rows, batch = len(x), self.network_batch
         padding = torch.arange(batch, device=x.device).clamp(max=rows - 1)
         with torch.inference_mode(False), torch.enable_grad(), self._context():
@@ -115,10 +154,11 @@ class WindowGradientDenoiser(WindowDenoiser):
             total = torch.zeros_like(x)
             for places in self._places(x):
                 windows = torch.stack([x[row][cut] for row, cut, _ in places])
-                _, pull = self.denoiser.linearise(windows, levels[[row for row, _, _ in places]])
+                weighted = torch.stack([v[row][cut] * weight for row, cut, weight in places])
                 self.calls += len(places)
                 self.gradients += len(places)
-                parts = pull(torch.stack([v[row][cut] * weight for row, cut, weight in places]))
+                # no name for the map: its graph would lie in memory beside that of the next batch
+                parts = self.denoiser.linearise(windows, levels[[row for row, _, _ in places]])[1](weighted)
                 for (row, cut, _), part in zip(places, parts, strict=True):
                     total[row][cut] += part
             return total

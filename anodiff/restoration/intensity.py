@@ -31,6 +31,10 @@ class Intensity:
         """The x (C,) of a stored 0, beyond the model's range where 0 is."""
         return -self.offset / self.scale
 
+    def level_back(self, sigma: float) -> float:
+        """A noise level of x -> of stored values: the mean over channels, of curves by the line through their ends."""
+        return sigma * float(self.scale.mean())
+
     def spread_back(self, spread: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float32]:
         """A deviation of x (C, H, W), where x is ``values``, -> of stored values (H, W, C) float32."""
         return np.moveaxis(spread * self.scale[:, None, None], 0, 2).astype(np.float32)

@@ -27,6 +27,7 @@ def restore(
     y: Tensor | None,
     solver: str | None,
     samples: int,
+    antithetic: bool,
     sigma_y: float,
     seed: int | None,
     options: dict[str, Any],
@@ -40,6 +41,8 @@ def restore(
     name = solver_name(solver, operator)
     if samples < 1:
         raise ConfigError(f"samples: expected at least 1, found {samples}")
+    if antithetic and samples % 2:
+        raise ConfigError(f"samples: expected an even number of antithetic ones, found {samples}")
     shape = tuple(operator.rows(torch.tensor([0])).pinv(y[:1]).shape[1:])
     keys = image_keys(y, restorer.seed if seed is None else seed)
     grid = restorer.grid(restorer.sigma_max)
@@ -56,9 +59,9 @@ def restore(
         after = watched(rows.tell, posterior.callback)
         return sampler(posterior, mean + restorer.sigma_max * noise(0), grid, noise, after)
 
-    drawn, nfe, gradients = restorer.chains(keys, samples, shape, grid, chain)
+    drawn, nfe, gradients = restorer.chains(keys, samples, shape, grid, chain, antithetic)
     drawn = drawn.to(y.device)
-    deviation = drawn.std(dim=1) if samples > 1 else None
+    deviation = drawn.std(dim=1) if samples > 1 and not antithetic else None
     return Restored(drawn[:, 0], samples * nfe, samples * gradients, drawn if samples > 1 else None, deviation)
 
 

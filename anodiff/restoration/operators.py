@@ -25,6 +25,8 @@ Spectrum = Callable[[Tensor], Tensor]
 BLUR_CUTOFF = 1e-3
 #: points a pixel on the path of a motion blur
 MOTION_POINTS = 16
+#: halvings of an interval of the size of an image's range, to far below what a file tells apart
+BISECTIONS = 40
 
 
 class Operator(ABC):
@@ -172,6 +174,27 @@ class SuperResolution(LinearOperator):
         s2 = x.new_tensor([self.factor ** (2 - x.ndim), 0.0])
         on, off = function(s2).unbind()
         return x * off + self._repeat(self(x)) * (on - off)
+
+    def project_within(self, x: Tensor, y: Tensor, low: float, high: float) -> Tensor:
+        """The image nearest to x among those in [low, high] that are measured as y, which lies in there too.
+
+        One shift a block, clip(x + s), by the conditions of Karush, Kuhn and Tucker; s is found by bisection.
+        """
+        nearest = self.project(x, y)
+        spill = ((nearest < low) | (nearest > high)).to(x.dtype)
+        if not spill.any():
+            return nearest
+        blocks = self._repeat(self(spill)) > 0
+        bottom, top = low - self._repeat(self._largest(x)), high + self._repeat(self._largest(-x))
+        for _ in range(BISECTIONS):
+            shift = (bottom + top) / 2
+            less = self._repeat(self((x + shift).clamp(low, high)) < y)
+            bottom, top = torch.where(less, shift, bottom), torch.where(less, top, shift)
+        return torch.where(blocks, (x + (bottom + top) / 2).clamp(low, high), nearest)
+
+    def _largest(self, x: Tensor) -> Tensor:
+        pool = F.max_pool2d if x.ndim == 4 else F.max_pool3d
+        return pool(x, self.factor)
 
     def _repeat(self, y: Tensor) -> Tensor:
         for axis in range(2, y.ndim):

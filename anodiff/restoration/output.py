@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from anodiff.data.readers import RawImage
 from anodiff.files import atomic_write, make_folder
+from anodiff.restoration.operators import SuperResolution
 
 #: stored types that a PNG holds; the last only with one channel
 PNG_TYPES = {"bool": np.uint8, "uint8": np.uint8, "uint16": np.uint16}
@@ -23,13 +26,31 @@ def like_file(pixels: NDArray[np.float32], raw: RawImage) -> NDArray[np.float32]
     """
     if raw.pixels.shape[2] == 1 and pixels.shape[2] > 1:
         pixels = pixels.mean(axis=2, keepdims=True)
-    kind = np.dtype(raw.dtype)
+    limits = limits_of(raw.dtype)
+    return pixels if limits is None else np.clip(np.rint(pixels), *limits)
+
+
+def limits_of(dtype: str) -> tuple[float, float] | None:
+    """The least and the greatest value that a stored type of whole numbers can hold; None of other types."""
+    kind = np.dtype(dtype)
     if kind.kind == "b":
-        return np.clip(np.rint(pixels), 0, 1)
-    if kind.kind in "ui":
-        limits = np.iinfo(kind)
-        return np.clip(np.rint(pixels), limits.min, limits.max)
-    return pixels
+        return 0, 1
+    return (np.iinfo(kind).min, np.iinfo(kind).max) if kind.kind in "ui" else None
+
+
+def as_measured(
+    pixels: NDArray[np.float32], measured: NDArray[np.float32], factor: int, dtype: str
+) -> NDArray[np.float32]:
+    """Values (H f, W f, C) brought to what ``measured`` (H, W, C) says of averages over f x f pixels, within what the
+    stored type can hold.
+
+    A solver agrees with the measurement on the model's side: what its range cut off of it, and what a type without
+    negative numbers cuts off of the result, would stay missing in the averages.
+    """
+    x, y = (torch.from_numpy(np.moveaxis(each, 2, 0).astype(np.float64))[None] for each in (pixels, measured))
+    low, high = limits_of(dtype) or (-math.inf, math.inf)
+    found = SuperResolution(factor).project_within(x, y, low, high)[0].numpy()
+    return np.ascontiguousarray(np.moveaxis(found, 0, 2), dtype=np.float32)
 
 
 def png_pixels(pixels: NDArray[np.float32], dtype: str) -> NDArray[np.uint8] | NDArray[np.uint16] | None:

@@ -86,6 +86,7 @@ def compare_with_real(
     training: Tensor | None = None,
     *,
     flips: tuple[int, ...] = (),
+    transposed: bool = False,
     seed: int = 0,
     n_boot: int = RESAMPLES,
 ) -> Quality:
@@ -94,7 +95,7 @@ def compare_with_real(
     The held-out images are parted at random by ``seed``: so many as are compared with it, at most half, are the
     yardstick, the rest the real set. No more generated images than the yardstick has are compared, since distances of
     small sets are larger. ``flips``: axes of (N, C, H, W) along which training images were mirrored in training, each
-    by itself and all together.
+    by itself and all together; ``transposed``: each of these also with rows and columns exchanged, of square images.
     Raises DataError for fewer than two generated or four held-out images.
     """
     if len(generated) < FEWEST // 2 or len(held_out) < FEWEST:
@@ -117,6 +118,8 @@ def compare_with_real(
     neighbours: dict[str, Neighbours] = {}
     if training is not None and len(training):
         views = [training.flip(axes) for count in range(len(flips) + 1) for axes in combinations(flips, count)]
+        square = training.shape[2] == training.shape[3]
+        views += [view.mT for view in views] if transposed and square else []
         neighbours["pixels"] = between(generated.numpy(), held_out.numpy(), [view.numpy() for view in views])
         if features["generated"] is not None and features["held_out"] is not None:
             scale = features["held_out"]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from anodiff.errors import AnodiffError
 from anodiff.files import atomic_write
-from anodiff.visualize.pictures import image_uri
+from anodiff.visualize.pictures import image_uri, outline_path
 from anodiff.visualize.report import printable
 
 Pictures = Callable[[], tuple[NDArray[np.uint8] | None, NDArray[np.uint8], *tuple[NDArray[np.uint8], ...]]]
@@ -48,7 +48,8 @@ class RestoredRow:
     """One input: ``pictures`` reads (before, after) as uint8 when it is shown, before None for a generated image.
 
     What it reads beyond these two is shown below them, and so is ``beside``. animation: the name of a GIF, below the
-    folder of the report.
+    folder of the report. told: lines below the picture. hole: reads bool (H, W) of what could change, outlined on the
+    picture before; None for all.
     """
 
     id: str
@@ -58,6 +59,8 @@ class RestoredRow:
     pictures: Pictures | None = None
     beside: Beside | None = None
     animation: str | None = None
+    told: Sequence[str] = ()
+    hole: Callable[[], NDArray[np.bool_] | None] | None = None
 
 
 def write_restoration_report(
@@ -85,10 +88,13 @@ def write_restoration_report(
                 before, after, *below = row.pictures()
                 compared = [] if row.beside is None else row.beside.pictures()
                 moving = None if row.animation is None else Path(path).parent.joinpath(row.animation).read_bytes()
+                hole = None if row.hole is None else row.hole()
             except (AnodiffError, OSError):  # the file has gone since; its row is listed all the same
                 continue
             uris = (None if before is None else image_uri(before, PICTURE_PX), image_uri(after, PICTURE_PX))
             view = {"row": row, "before": uris[0], "after": uris[1], "shape": after.shape[:2]}
+            if hole is not None and hole.any():
+                view["hole"] = outline_path(hole, PICTURE_PX)
             beside = [] if row.beside is None else list(zip(row.beside.text, map(image_uri, compared), strict=True))
             if moving is not None and len(moving) <= left:
                 left -= len(moving)

@@ -18,6 +18,7 @@ class Restored:
         uncertainty: (N, C, *S) standard deviation at each voxel, where known.
         sigma: (N,) float64, the noise level that was given or found.
         sigma_from: where each level comes from: "given", "foreground" or "background" (see ``noise_level``).
+        counts: the level is that of counts made of constant deviation: the values themselves have none.
     """
 
     images: Tensor
@@ -27,3 +28,4 @@ class Restored:
     uncertainty: Tensor | None = None
     sigma: Tensor | None = None
     sigma_from: tuple[str, ...] | None = None
+    counts: bool = False

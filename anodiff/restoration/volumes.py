@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from anodiff.config import PreprocessConfig, VolumeConfig
 from anodiff.data.volumes.preprocess import PreparedVolume
@@ -18,6 +17,8 @@ from anodiff.data.volumes.volume import Volume
 from anodiff.errors import InputError
 from anodiff.restoration.batches import Batch, Task
 from anodiff.restoration.intensity import Intensity, noise_left
+from anodiff.restoration.lost import Lost, out_of_range, volume_sides
+from anodiff.restoration.restored import Restored
 from anodiff.restoration.volume_intensity import resampled_noise_left, volume_intensity, without_voxels
 from anodiff.restoration.volume_slices import MISSING_SHARE, Slice, middle, put_back, whole_slices
 
@@ -45,17 +46,25 @@ class LoadedVolume:
 
 @dataclass(frozen=True)
 class SliceLevel:
-    """The noise level of a slice of the model's grid: its axis, its place there, the level and where it comes from."""
+    """The noise level of a slice of the model's grid: its axis, its place there, the level and where it comes from.
+
+    sigma_file: the level in the file's values, None where it has none there.
+    """
 
     axis: int
     index: int
     sigma: float
     sigma_from: str
+    sigma_file: float | None = None
 
 
 @dataclass
 class RestoredVolume:
-    """One volume, restored, on the model's grid: values and spread (C, I, J, K) as stored; hole: what was painted."""
+    """One volume, restored, on the model's grid: values and spread (C, I, J, K) as stored; hole: what was painted.
+
+    planes: see `anodiff.restoration.lost.volume_sides`. outside: of ``looked`` foreground voxels, those with values
+    outside the model's range.
+    """
 
     loaded: LoadedVolume
     values: NDArray[np.float32]
@@ -65,7 +74,17 @@ class RestoredVolume:
     seconds: float = 0.0
     sigmas: list[float] = field(default_factory=list)
     sigma_from: list[str] = field(default_factory=list)
+    sigmas_file: list[float] = field(default_factory=list)
     slices: list[SliceLevel] = field(default_factory=list)
+    planes: dict[int, tuple[float, float]] = field(default_factory=dict)
+    outside: int = 0
+    looked: int = 0
+
+    @property
+    def lost(self) -> Lost:
+        """What of the volume the model did not see."""
+        sides = volume_sides(self.loaded.prepared.plan, self.planes)
+        return Lost(self.loaded.volume.shape, sides, self.outside / max(1, self.looked))
 
 
 @dataclass(frozen=True)
@@ -122,6 +141,8 @@ class VolumeRestorer:
             hole = self.find(loaded.prepared, loaded.seen)
         stored = way.forward(self.channels(loaded.seen))
         done = RestoredVolume(loaded, stored, None if self.find is None else hole)
+        if loaded.intensity is not None:
+            self._count_outside(done, stored, loaded.prepared.foreground.numpy(), loaded.intensity)
         (self._whole if self.config.mode == "patches" else self._sliced)(done, hole)
         if not np.isfinite(done.values).all():
             raise InputError(
@@ -169,7 +190,7 @@ class VolumeRestorer:
         if restored.uncertainty is not None:
             done.spread = _as_stored(restored.uncertainty[0].numpy(), intensity.spread_back, image)
         done.nfe = restored.nfe
-        _note_levels(done, restored.sigma, restored.sigma_from)
+        _note_levels(done, restored, [intensity])
 
     def _sliced(self, done: RestoredVolume, hole: NDArray[np.bool_] | None) -> None:
         prepared = done.loaded.prepared
@@ -178,12 +199,32 @@ class VolumeRestorer:
         for axis in axes if self.average else axes[:1]:
             loaded = done.loaded
             slices = whole_slices(self.slicer, prepared, loaded.seen, axis, loaded.intensity, loaded.background, hole)
+            if slices:
+                (height, width), (_, _, *inner) = slices[0].geometry.native, slices[0].geometry.box
+                done.planes[axis] = inner[0] / height, inner[1] / width
+            if loaded.intensity is None:
+                self._count_slices(done, slices, axis)
             values, spread = done.values.copy(), np.zeros_like(done.values)
             for start in range(0, len(slices), self.at_once):
                 self._slices(done, slices[start : start + self.at_once], axis, values, spread)
             results.append((values, spread))
         done.values = np.mean([values for values, _ in results], axis=0)
         done.spread = None if done.spread is None else np.mean([spread for _, spread in results], axis=0)
+
+    def _count_outside(
+        self, done: RestoredVolume, stored: NDArray[np.float32], inside: NDArray[np.bool_], intensity: Intensity
+    ) -> None:
+        """Counts the values (C, *S) where bool (*S) is inside, and those outside the model's range."""
+        outside = out_of_range(stored[:, inside], intensity, self.preprocess.intensity)
+        done.outside += int(outside.sum())
+        done.looked += outside.size
+
+    def _count_slices(self, done: RestoredVolume, slices: Sequence[Slice], axis: int) -> None:
+        """As `_count_outside` for slices with intensities of their own, before the first of them is restored."""
+        inside = np.moveaxis(done.loaded.prepared.foreground.numpy(), axis, 0)
+        stored = np.moveaxis(done.values, axis + 1, 0)
+        for each in slices:
+            self._count_outside(done, stored[each.number], inside[each.number], each.intensity)
 
     def _slices(
         self,
@@ -216,22 +257,27 @@ class VolumeRestorer:
                 done.spread = spread
         done.nfe += restored.nfe * len(slices)
         places = [(axis, each.number) for each in slices]
-        _note_levels(done, restored.sigma, restored.sigma_from, places)
+        _note_levels(done, restored, [each.intensity for each in slices], places)
 
 
 def _note_levels(
     done: RestoredVolume,
-    sigma: Tensor | None,
-    origin: Sequence[str] | None,
+    restored: Restored,
+    intensities: Sequence[Intensity],
     places: Sequence[tuple[int, int]] = (),
 ) -> None:
     """Keeps the noise levels that were given or found, of slices each with its place."""
-    if sigma is None or origin is None:
+    if restored.sigma is None or restored.sigma_from is None:
         return
-    done.sigmas += sigma.tolist()
-    done.sigma_from += origin
-    for place, level, told in zip(places, sigma.tolist(), origin, strict=False):
-        done.slices.append(SliceLevel(*place, level, told))
+    levels: list[float] = restored.sigma.tolist()
+    stored: list[float | None] = [None] * len(levels)
+    if not restored.counts:
+        stored = [each.level_back(level) for each, level in zip(intensities, levels, strict=True)]
+    done.sigmas += levels
+    done.sigma_from += restored.sigma_from
+    done.sigmas_file += [each for each in stored if each is not None]
+    for place, level, told, of_file in zip(places, levels, restored.sigma_from, stored, strict=False):
+        done.slices.append(SliceLevel(*place, level, told, of_file))
 
 
 def _as_stored(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -143,6 +144,54 @@ def test_a_given_model_is_evaluated_as_it_is_and_the_page_says_where_it_comes_fr
     assert "the time was up before random" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         run("--model", str(tmp_path / "none.safetensors"))
+
+
+def test_another_seed_or_preset_is_honoured_and_cells_of_another_are_left_out(
+    run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(video_rows, "LEVELS", ())
+    folder = run.root / "work" / "ucsd_ped2" / "difference"
+    words = ("--sets", "ucsd_ped2", "--rows", "difference")
+
+    def cell(*more: str) -> dict[str, Any]:
+        assert run(*words, *more) == 0
+        found: dict[str, Any] = section(run, "ucsd_ped2")["cells"]["difference"]
+        return found
+
+    first = cell("--set", "presets.default.levels=[0.2]")
+    weights = (folder / "model.safetensors").stat().st_mtime_ns
+    other = cell("--set", "presets.default.levels=[0.1, 0.3]")
+    assert (first["levels"], other["levels"]) == ([0.2], [0.1, 0.3])
+    assert list(other["planted"]) == ["0.1 0.3"]
+    seeded = cell("--set", "presets.default.levels=[0.1, 0.3]", "--seed", "1")
+    assert seeded["made_from"]["seed"] == 1
+    assert seeded["made_from"]["model"] != other["made_from"]["model"]  # calibrated with the noise of that seed
+    assert seeded["looks"] == other["looks"] + 1 == first["looks"] + 2
+    assert (folder / "model.safetensors").stat().st_mtime_ns == weights
+
+    capsys.readouterr()
+    assert run("--sets", "ucsd_ped2", "--rows", "random") == 0
+    found = section(run, "ucsd_ped2")
+    assert "random" in found["cells"]
+    assert "difference" not in found["cells"]
+    assert "ucsd_ped2: difference is left out, being of another model, recipe or seed" in capsys.readouterr().out
+    assert found["looks"] == video.SETS["ucsd_ped2"] + seeded["looks"]  # what is left out has been looked at too
+
+
+def test_another_preset_of_umn_is_calibrated_anew_without_another_training(run: Any, data: Path) -> None:
+    short = ("--set", "video.window_px=4", "--set", "video.bands=false", "--set", "training.images=16")
+    preset = ("--set", "presets.default.levels=[0.3]")
+    assert run("--sets", "umn_crowd", *short) == 0
+    before = section(run, "umn_crowd")["cells"]
+    assert run("--sets", "umn_crowd", *short, *preset) == 0
+    after = section(run, "umn_crowd")["cells"]
+    assert list(after) == list(before)
+    for name, cell in after.items():
+        assert cell["made_from"]["model"] != before[name]["made_from"]["model"]
+        assert cell["model"] == before[name]["model"]
+    options = video_rows.Options(data, run.root / "work", overrides=(*TINY, *short[1::2], *preset[1::2]))
+    assert list(video.collected("umn_crowd", options, 0)["cells"]) == list(after)
+    assert video.collected("umn_crowd", dataclasses.replace(options, seed=1), 0) is None
 
 
 def test_umn_learns_from_starts_and_reports_each_clip_once(run: Any, data: Path) -> None:

@@ -78,6 +78,10 @@ def test_kernel_distance_is_unbiased_and_equals_the_double_sum() -> None:
     assert g.kernel_distance(a, b) == pytest.approx(wanted)
     twice = np.concatenate([a, a])
     assert g.kernel_distance(twice, b, np.tile(np.arange(6), 2)) == pytest.approx(wanted)
+    twice_b = np.concatenate([b, b])
+    assert g.kernel_distance(twice, twice_b, *(np.tile(np.arange(n), 2) for n in (6, 5))) == pytest.approx(wanted)
+    with pytest.raises(ValueError, match="at least two images on either side, found 6 and 1"):
+        g.kernel_distance(a, twice_b[[0, 5]], rows_b=np.zeros(2, dtype=np.int64))
     drawn = [g.kernel_distance(*rng.standard_normal((2, 20, 4))) for _ in range(300)]
     assert abs(np.mean(drawn)) < 3 * np.std(drawn) / np.sqrt(300)
 
@@ -97,15 +101,63 @@ def test_each_sees_what_it_is_for(change: dict[str, float], statistic: str) -> N
     assert found[statistic] > 3 * floor[statistic]
 
 
-def test_resampled_distances_surround_the_distance() -> None:
-    real, other = seen(textures(50, 0)), seen(textures(50, 1, gain=0.45))
+@pytest.mark.parametrize("gain", [0.3, 0.45])
+def test_resampled_distances_surround_the_distance(gain: float) -> None:
+    """Also that of images from the distribution of the real ones, which every resample with copies is farther from."""
+    real, other = seen(textures(50, 0)), seen(textures(50, 1, gain=gain))
     value, drawn = g.distances(other, real), g.bootstrap_distances(other, real, n_boot=60)
     for name, values in drawn.items():
-        low, high = np.percentile(values, (0.5, 99.5))
-        assert low <= value[name] <= high
-        assert low < high
+        low, high = np.percentile(values, (2.5, 97.5))
+        assert low < value[name] < high
+        assert values.mean() == pytest.approx(value[name])
     again = g.bootstrap_distances(other, real, n_boot=60)
     np.testing.assert_array_equal(again["patches"], drawn["patches"])
+
+
+def known_draws(pool: g.Described, count: int, times: int, seed: int) -> list[g.Described]:
+    """Sets of so many images, drawn from a distribution that is all of the pool."""
+    rng = np.random.default_rng(seed)
+    return [pool.take(rng.integers(0, len(pool), count)) for _ in range(times)]
+
+
+def test_intervals_cover_the_mean_distance_of_sets_drawn_from_known_distributions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In 48 of 50 cases expected; images as real as the real ones, whose distance is all of it the small sets'."""
+    monkeypatch.setattr(g, "PATCHES", 4)
+    monkeypatch.setattr(g, "DIRECTIONS", 6)
+    monkeypatch.setattr(g, "QUANTILES", 100)
+    pools = seen(textures(400, 1)), seen(textures(400, 0))
+    many = [
+        g.distances(*pair)
+        for pair in zip(*(known_draws(pool, 16, 300, 2 + k) for k, pool in enumerate(pools)), strict=True)
+    ]
+    wanted = {name: np.mean([each[name] for each in many]) for name in many[0]}
+    covered = dict.fromkeys(wanted, 0)
+    for found, real in zip(*(known_draws(pool, 16, 50, 4 + k) for k, pool in enumerate(pools)), strict=True):
+        for name, values in g.bootstrap_distances(found, real, n_boot=60).items():
+            low, high = np.percentile(values, (2.5, 97.5))
+            covered[name] += low <= wanted[name] <= high
+    assert min(covered.values()) >= 43, covered
+
+
+def test_a_resample_is_what_its_rows_give() -> None:
+    images = seen(textures(9, 1))
+    drawn = g.Redraws(images).drawn(np.random.default_rng(5))
+    rows = np.random.default_rng(5).integers(0, 9, 9)
+    assert len(set(rows)) < 9
+    np.testing.assert_array_equal(drawn.numbers, rows)
+    wanted, real = images.take(rows), seen(textures(12, 0))
+    assert g.distances(drawn, real) == pytest.approx(g.distances(wanted, real), rel=1e-9)
+
+
+def test_what_is_resampled_of_two_sets_may_be_subtracted() -> None:
+    """Images of two chains from one start noise stay together: what an image brings to both distances cancels."""
+    real, images = seen(textures(40, 0)), textures(30, 1, gain=0.45)
+    sets = (images, 1.02 * images, 1.02 * images[::-1])
+    one, same, turned = (g.bootstrap_distances(seen(each), real, n_boot=40) for each in sets)
+    for name in one:
+        assert (same[name] - one[name]).std() < 0.3 * (turned[name] - one[name]).std()
 
 
 def test_the_nearest_image_is_found() -> None:

@@ -158,6 +158,27 @@ def test_too_few_that_could_be_made_are_a_sentence_and_no_error(world: Any, tmp_
     assert not list(tmp_path.iterdir())
 
 
+def test_copies_are_looked_for_in_every_orientation_of_training(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the eight, where training mirrored and transposed; the model made one of its training images, turned."""
+    from anodiff.pipelines import generate_quality
+    from anodiff.restoration import Restorer
+
+    model = load(world.raw)
+    real = generate_quality.read_real(model, world.data, None, quiet=True)
+    assert real.training is not None
+    image = generate_quality.as_png(real.training.images[[3]])
+    turned = [each.rot90(turns, (2, 3))[0] for each in (image, image.flip(3)) for turns in range(4)]
+    monkeypatch.setattr(generate_quality, "generated", lambda folder, row: turned[int(row["id"])])
+    rows = [{"id": str(n), "status": "ok"} for n in range(8)]
+    augment = model.config.augment.model_copy(update={"flip_lr": True, "flip_ud": True, "transpose": True})
+    model.config = model.config.model_copy(update={"augment": augment})
+    generate_quality.closing(Restorer(model, device="cpu"), model, real, tmp_path, True, rows)
+    samples = json.loads((tmp_path / "quality.json").read_text())["samples"]
+    assert [sample["pixels"]["distance"] for sample in samples] == pytest.approx([0.0] * 8, abs=1e-6)
+
+
 @pytest.mark.parametrize(("held", "made", "looked_at"), [(7, 6, 7), (5000, 800, 1000)])
 def test_a_sentence_says_of_how_many_held_out_ones_half_are_compared(held: int, made: int, looked_at: int) -> None:
     """Of many held-out images only some are looked at."""

@@ -81,7 +81,10 @@ def test_denoise_keeps_grid_and_values_and_lists_broken_files(
     out = tmp_path / "out"
     assert anodiff("denoise", world.raw, inputs, "--uncertainty", "--npy", "--output", out, *QUICK) == 1
     rows = {row["id"]: row for row in world.read_table(out / "results.csv")}
-    assert list(rows["i000"]) == ["id", "path", "nfe", "sigma", "sigma_from", "status", "error", "seconds"]
+    assert list(rows["i000"]) == [
+        "id", "path", "nfe", "sigma", "sigma_file", "sigma_from", "grid", "model_grid", "shrink", "clipped", "remark",
+        "status", "error", "seconds",
+    ]  # fmt: skip
     assert rows["broken"]["status"] == "failed"
     assert "broken.png" in rows["broken"]["error"]
     assert float(rows["i000"]["sigma"]) > 0

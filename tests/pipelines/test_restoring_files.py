@@ -1,4 +1,4 @@
-"""restore --operator jpeg on the files of an encoder, denoise --noise poisson against Anscombe's transform."""
+"""restore on files: what nobody measured, averages, JPEGs; denoise --noise poisson against Anscombe's transform."""
 
 from __future__ import annotations
 
@@ -39,6 +39,10 @@ def saved(path: Path, **preprocess: Any) -> Path:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return saved(tmp_path / "model.safetensors")
+
+
+ROBUST = {"kind": "robust", "clip": 4, "spread": "lower"}
+PERCENTILES = {"kind": "percentile", "low": 5, "high": 95}
 
 
 def jpeg_of(picture: np.ndarray, quality: int, subsampling: int = 0) -> bytes:
@@ -117,6 +121,55 @@ def test_what_no_jpeg_of_the_model_s_size_is_fails(
     out = tmp_path / "out"
     assert anodiff("restore", model, tmp_path / "a.png", "--operator", "jpeg:30", "--output", out, *QUICK) == 1
     assert says in world.read_table(out / "results.csv")[0]["error"]
+
+
+@pytest.mark.parametrize("intensity", [ROBUST, PERCENTILES, {}], ids=["robust", "percentile", "unit_range"])
+@pytest.mark.parametrize("name", ["slices:every:2", "slices:missing:3:1", "mask"])
+def test_what_nobody_measured_is_not_looked_at(
+    anodiff: Run, tmp_path: Path, name: str, intensity: dict[str, Any]
+) -> None:
+    """Black, white or noise in the missing rows: the same result, and what was measured as it was read."""
+    model = saved(tmp_path / "model.safetensors", intensity=intensity, foreground="threshold")
+    missing = np.zeros((16, 16), dtype=bool)
+    if name == "mask":
+        missing[4:12, 2:9] = True
+        Image.fromarray(missing).save(tmp_path / "hole.png")
+    elif name == "slices:every:2":
+        missing[1::2] = True
+    else:
+        missing[:, 2::3] = True
+    operator = f"mask:{tmp_path / 'hole.png'}" if name == "mask" else name
+    found = []
+    for kind, fill in (("black", 0), ("white", 255), ("noise", np.random.default_rng(0).integers(0, 256, (16, 16)))):
+        picture = np.where(missing, fill, scene()).astype(np.uint8)
+        Image.fromarray(picture).save(tmp_path / "a.png")
+        words = ("--operator", operator, "--npy", "--output", tmp_path / kind, *QUICK)
+        assert anodiff("restore", model, tmp_path / "a.png", *words) == 0
+        found.append(np.load(tmp_path / kind / "arrays" / "a.npy"))
+    for each in found:
+        np.testing.assert_array_equal(each, found[0])
+        np.testing.assert_array_equal(each[~missing], scene()[~missing])
+
+
+@pytest.mark.parametrize("intensity", [ROBUST, PERCENTILES, {}], ids=["robust", "percentile", "unit_range"])
+@pytest.mark.parametrize("solver", ["matched", "projected"])
+def test_a_larger_picture_has_the_averages_of_the_small_one(
+    anodiff: Run, tmp_path: Path, solver: str, intensity: dict[str, Any]
+) -> None:
+    """Where a PNG holds no negative numbers, and beyond what the model's range keeps, too: to rounding of whole
+    numbers, half a level in the average of 4."""
+    model = saved(tmp_path / "model.safetensors", intensity=intensity)
+    small = np.random.default_rng(0).integers(0, 40, (8, 8)).astype(np.uint8)
+    small[0, :4] = 0, 1, 255, 200
+    Image.fromarray(small).save(tmp_path / "small.png")
+    words = ("--operator", "superres:2", "--solver", solver, "--npy", "--output", tmp_path / "out", *QUICK)
+    assert anodiff("restore", model, tmp_path / "small.png", *words) == 0
+    with Image.open(tmp_path / "out" / "images" / "small.png") as picture:
+        large = np.asarray(picture).astype(np.float64)
+    unrounded = np.load(tmp_path / "out" / "arrays" / "small.npy").astype(np.float64)
+    assert unrounded.std() > small.std()
+    np.testing.assert_array_equal(large, np.rint(unrounded))
+    np.testing.assert_allclose(unrounded.reshape(8, 2, 8, 2).mean((1, 3)), small, atol=1e-3)
 
 
 def test_counts_are_denoised_through_anscombe(anodiff: Run, model: Path, world: Any, tmp_path: Path) -> None:

@@ -54,3 +54,26 @@ def test_restoring_says_it_too(
     assert anodiff("denoise", world.raw, world.data / "test" / "spot", *words) == 0
     assert capfd.readouterr().err.count(DURING) == 1
     assert (tmp_path / "out" / "report.html").read_text().count(DURING) == 1
+
+
+@pytest.mark.parametrize("kind", ["images", "volumes"])
+def test_what_is_found_where_anomalous_is_found_with_the_detector_s_notes(
+    kind: str, anodiff: Run, world: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from dataclasses import replace
+
+    from anodiff.model import load
+
+    model = load(world.model)
+    model.calibrations["one-step"] = replace(model.calibrations["one-step"], precision="bf16")
+    model.save(tmp_path / "model.safetensors")
+    data = world.data / "test" / "spot"
+    if kind == "volumes":
+        data = tmp_path / "x.nii.gz"
+        values = np.random.default_rng(0).integers(1, 250, (16, 16, 4), dtype=np.uint8)
+        nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), data)
+    words = ("--where-anomalous", "--steps", 2, "--device", "cpu", "--precision", "fp32", "--output", tmp_path / "out")
+    assert anodiff("inpaint", tmp_path / "model.safetensors", data, *words) == 0
+    note = "--where-anomalous: preset &#39;one-step&#39;: calibrated in bf16 and scored in fp32"
+    said, page = capfd.readouterr().err, (tmp_path / "out" / "report.html").read_text()
+    assert (said.count(note.replace("&#39;", "'")), page.count(note)) == (1, 1)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy import ndimage
+from scipy import ndimage, optimize
 from torch import Tensor
 
 from anodiff.errors import ConfigError
@@ -154,6 +154,33 @@ def test_accelerated_lines_are_as_many_as_said_and_hold_the_centre() -> None:
     lines = cartesian_lines(4)(noise).abs().sum(dim=(0, 1, 2)) > 0
     assert int(lines.sum()) == 8
     torch.testing.assert_close(cartesian_lines(4).adjoint(cartesian_lines(4)(x)), x)
+
+
+def test_the_nearest_image_of_given_averages_within_a_range(shape: tuple[int, ...]) -> None:
+    """Against a solver of general quadratic programs, block by block; far out of range, at its ends, and inside it."""
+    operator, x = SuperResolution(2), 2 * images(shape)
+    y = operator(images(shape, 3)).clamp(-1, 1)
+    y[0, 0, 0] = -1
+    found = operator.project_within(x, y, -1, 1)
+    torch.testing.assert_close(operator(found), y, atol=1e-9, rtol=0)
+    assert float(found.abs().max()) <= 1
+    split = tuple(part for side in shape for part in (side // 2, 2))
+    last = range(2, 2 + len(split))
+    order = (0, 1, *last[::2], *last[1::2])
+    blocks = [each.reshape(2, 2, *split).permute(order).reshape(-1, 2 ** len(shape)) for each in (x, found)]
+    for start, block, mean in list(zip(*blocks, y.flatten(), strict=True))[::3]:
+        begin = np.full(len(start), float(mean))
+        best = optimize.minimize(
+            lambda z, start=start.numpy(): ((z - start) ** 2).sum(),
+            begin,
+            method="SLSQP",
+            bounds=[(-1, 1)] * len(start),
+            constraints={"type": "eq", "fun": lambda z, mean=float(mean): z.mean() - mean},
+            options={"ftol": 1e-14},
+        )
+        np.testing.assert_allclose(block.numpy(), best.x, atol=1e-5)
+    easy = operator.project_within(x, y, -9, 9)
+    torch.testing.assert_close(easy, operator.project(x, y))
 
 
 @pytest.mark.parametrize("quality", [10, 50, 90])

@@ -90,6 +90,20 @@ def test_mirrored_copies_are_found_where_training_mirrored(restorer: Restorer) -
     assert both.distance.max() == 0
 
 
+def test_turned_copies_are_found_where_training_exchanged_rows_and_columns(restorer: Restorer) -> None:
+    training, held = textures(40, 1), textures(10, 2)
+    quarter = training[[5, 30]].rot90(1, (2, 3))
+    flips: dict[str, Any] = {"flips": (3, 2), "n_boot": 2}
+    plain = quality.compare_with_real(restorer, quarter, held, training, **flips).neighbours["pixels"]
+    assert plain.distance.min() > 0.2
+    found = quality.compare_with_real(restorer, quarter, held, training, transposed=True, **flips).neighbours
+    for near in found.values():
+        assert near.index.tolist() == [5, 30]
+    assert found["pixels"].distance.max() == 0
+    narrow = (images[:, :, :12] for images in (quarter, held, training))  # has no transposed copy of its own size
+    assert quality.compare_with_real(restorer, *narrow, transposed=True, n_boot=2).training_images == 40
+
+
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     images, known = textures(7, 1).numpy(), textures(50, 2).numpy()
     whole = quality.nearest_of(images, [known])
