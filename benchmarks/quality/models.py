@@ -26,6 +26,12 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "white": ("diffusion.noise=gaussian", "presets.default={}"),
     # half white, for all that is restored or drawn, half the recipe's own pyramid noise, to detect with
     "mixed": ("diffusion.noise=mixed",),
+    # white, and levels down to where a restored image may still be noisy: about half a grey level of 256
+    "restoring": (
+        "diffusion.noise=gaussian",
+        "diffusion.sigma={kind: lognormal, mean: -1.6, std: 1.5}",
+        "presets.default={}",
+    ),
     # Wyatt et al. 2022, as in brain_flair_anoddpm: T = 1000 linear steps, simplex noise, noise prediction
     "simplex": (
         "diffusion.prediction=eps",

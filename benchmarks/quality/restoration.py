@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality.restoration --data ../shared/data --work runs/restoration
 
-Trains `denoise_grey`, and `brain_flair` and `bottle` on mixed noise, unless their model files are there or named by
+Trains `denoise_grey`, and `brain_flair` and `bottle` on white noise, unless their model files are there or named by
 --denoiser, --brain and --bottle; measures; writes RESTORATION.md and its section of results.json beside this file.
 About three hours on 2 CPU cores, most of it training; resumable: what is finished is not done again. The page is
 written from what is finished after every part.
@@ -24,9 +24,9 @@ PARTS = ("denoising", "inpainting", "sampling")
 #: recipe and data folder of each model, and what of the recipe is set otherwise
 MODELS = {
     "denoiser": ("denoise_grey", "denoise/Train400", ()),
-    "brain": ("brain_flair", "brain_lgg", VARIANTS["mixed"]),
+    "brain": ("brain_flair", "brain_lgg", VARIANTS["restoring"]),
     # as they stand before the camera: turned in training, the light comes from everywhere
-    "bottle": ("bottle", "mvtec/bottle", (*VARIANTS["mixed"], "augment={shift_px: 2, gain: 0.03}")),
+    "bottle": ("bottle", "mvtec/bottle", (*VARIANTS["restoring"], "augment={shift_px: 2, gain: 0.03}")),
 }
 
 
@@ -68,7 +68,7 @@ def model_of(name: str, chosen: argparse.Namespace) -> Path:
     if named is not None:
         return named
     recipe, data, changes = MODELS[name]
-    folder = chosen.work / "_".join((recipe, *(["mixed"] if changes else [])))
+    folder = chosen.work / "_".join((recipe, *(["restoring"] if changes else [])))
     return trained(recipe, chosen.data / data, folder, chosen.device, changes)
 
 

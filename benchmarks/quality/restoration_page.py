@@ -106,8 +106,8 @@ def inpainting(found: dict[str, Any]) -> str:
         f"gradient counting as two. {REPAINT}: Lugmayr et al. 2022 with MONAI's DDPMScheduler, {steps} steps, jumps of "
         f"{jump}, {repeats} times, on the same network, which starts at the same highest level, about the same mean. "
         "Biharmonic inpainting needs no network, and sees one image at a time. A mean of samples is nearer to the "
-        "truth than a sample, and smoother. "
-        f"Models on mixed noise, half of it white: {trained}.",
+        "truth than a sample, and smoother; ours are drawn in pairs of opposite noise. "
+        f"Models of white noise at levels that go lower than those to detect with: {trained}.",
     ]
     for name, each in found["sets"].items():
         size = "x".join(str(side) for side in each["size"])
@@ -172,7 +172,7 @@ def sampling(found: dict[str, Any]) -> str:
         [
             "## Sampling: 20 calls against 1000",
             f"{found['images']} images of each chain from the same start noise, seed {found['seed']}, brain model "
-            f"(mixed noise, half of it white; {training_of(found['model'])}); distances from {found['real_images']} "
+            f"(white noise; {training_of(found['model'])}); distances from {found['real_images']} "
             "held-out real slices, 0 being equal; `real, held out`: as many other held-out slices, which is what a "
             f"perfect sampler would reach. 95 % intervals: bootstrap over the generated images, {RESAMPLES} times, the "
             "same for both. "

@@ -47,7 +47,7 @@ def main(words: list[str] | None = None) -> int:
             print(f"{name}: left out, found no {options.data / name}")
             continue
         failures += make_cells(name, cells(name, chosen.rows, options), options.over)
-        found = collected(name, options.work, SETS[name] if chosen.looks is None else chosen.looks)
+        found = collected(name, options, SETS[name] if chosen.looks is None else chosen.looks)
         if found is not None:
             sections = stored(chosen.output).get("video", {})
             publish("video", {**sections, name: found}, chosen.output)
@@ -80,18 +80,30 @@ def cells(name: str, rows: list[str], options: Options) -> dict[str, Cell]:
     return {key: partial(video_rows.cell, row, options) for key, row in ROWS.items() if key in rows}
 
 
-def collected(name: str, work: Path, earlier_looks: int) -> dict[str, Any] | None:
+def collected(name: str, options: Options, earlier_looks: int) -> dict[str, Any] | None:
     """All that the page says of a data set, from the cells that are finished; None where there is none.
 
-    A look is an evaluation of test: the row that was evaluated most often counts, since rows are looked at together.
+    Cells of another seed, model or recipe than this command's are left out, and said to be. A look is an evaluation of
+    test: the row that was evaluated most often counts, since rows are looked at together; so does one that is left out.
     """
-    order = list(ROWS) if name == video_rows.PATH else [f"fold{k}" for k in range(video_umn.FOLDS)]
-    paths = {key: work / name / "cells" / f"{key}.json" for key in order}
-    found = {key: json.loads(path.read_text(encoding="utf-8")) for key, path in paths.items() if path.exists()}
+    order = list(cells(name, list(ROWS), options))
+    paths = {key: options.work / name / "cells" / f"{key}.json" for key in order}
+    known = {key: json.loads(path.read_text(encoding="utf-8")) for key, path in paths.items() if path.exists()}
+    found = {key: each for key, each in known.items() if is_current(name, key, options, each)}
+    for key in known.keys() - found.keys():
+        print(f"{name}: {key} is left out, being of another model, recipe or seed; the same command with it makes it "
+              "anew")  # fmt: skip
     if not found:
         return None
-    looks = earlier_looks + max(each["looks"] for each in found.values())
+    looks = earlier_looks + max(each["looks"] for each in known.values())
     return {"looks": looks, "cells": found}
+
+
+def is_current(name: str, key: str, options: Options, found: dict[str, Any]) -> bool:
+    """Whether a cell is of what this command would make it from."""
+    if name == video_rows.PATH:
+        return video_rows.is_current(ROWS[key], options, found)
+    return video_umn.is_current(int(key.removeprefix("fold")), options, found)
 
 
 if __name__ == "__main__":

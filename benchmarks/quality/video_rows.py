@@ -17,6 +17,7 @@ from typing import Any
 
 from anodiff.anomaly.clip_autoencoder import ClipAutoEncoder
 from anodiff.anomaly.clips import ClipDetector
+from anodiff.anomaly.presets import resolve
 from anodiff.anomaly.video_baselines import FlowMagnitude, FrameDifference, FrameNumber, RandomScore, VideoBaseline
 from anodiff.config import AnodiffConfig, apply_overrides, load_config, parse_config
 from anodiff.data.video.layouts import load_clips
@@ -33,6 +34,7 @@ from anodiff.pipelines.common import file_digest
 from anodiff.training.checkpoint import differences
 from anodiff.training.clips import read_clips
 from benchmarks.quality.models import facts, trained
+from benchmarks.quality.rows import scoring_of
 
 RECIPE, PATH = "ped2", "ucsd_ped2"
 #: noise levels that are compared on planted anomalies
@@ -105,9 +107,8 @@ def model_cell(row: Row, options: Options) -> dict[str, Any] | None:
     data, folder = options.data / PATH, options.work / PATH / row.name
     given = options.model if row.name == "predict" else None
     if given is None:
-        overrides = (*row.overrides, *options.overrides)
-        base = trained(RECIPE, data, folder, options.device, overrides, options.deadline)
-        model, levels = chosen_level(base, data, folder, options)
+        base = trained(RECIPE, data, folder, options.device, (*row.overrides, *options.overrides), options.deadline)
+        model, levels = chosen_level(base, recipe_of(row, options), LEVELS, data, options)
     else:
         model, levels = given, {}
     made_from = {"model": file_digest(model), "seed": options.seed}
@@ -143,7 +144,7 @@ def model_cell(row: Row, options: Options) -> dict[str, Any] | None:
 def baseline_cell(row: Row, options: Options) -> dict[str, Any]:
     """A baseline, fitted on all training clips and measured on the same test clips."""
     config = load_config(RECIPE, options.overrides)
-    made_from = {"seed": options.seed, "recipe": config.model_dump(mode="json")}
+    made_from = baseline_origin(config, options)
     known = stored_cell(row, options)
     if known.get("made_from") == made_from:
         return known
@@ -168,35 +169,94 @@ def baseline_cell(row: Row, options: Options) -> dict[str, Any]:
     return keep(row, options, made_from, known, found)
 
 
-def chosen_level(model: Path, data: Path, folder: Path, options: Options) -> tuple[Path, dict[str, float]]:
-    """(the model calibrated at the level that shows planted anomalies best, {level: how well}); done once.
+def baseline_origin(config: AnodiffConfig, options: Options) -> dict[str, Any]:
+    """All that decides what a baseline finds."""
+    return {"seed": options.seed, "recipe": config.model_dump(mode="json")}
 
-    Nothing but the normal clips held out of its training is looked at; a tie goes to the recipe's own level.
+
+def recipe_of(row: Row, options: Options) -> AnodiffConfig:
+    """The recipe of a row with a model, of today."""
+    return load_config(RECIPE, (*row.overrides, *options.overrides))
+
+
+def chosen_level(
+    base: Path, recipe: AnodiffConfig, levels: tuple[float, ...], data: Path, options: Options
+) -> tuple[Path, dict[str, float]]:
+    """(the model calibrated at the level that shows planted anomalies best, {level: how well}).
+
+    Presets, polarity and calibration are the recipe's, also for an older model; besides its own levels each of
+    ``levels`` is tried. Nothing but the normal clips held out of its training is looked at; a tie goes to the recipe's
+    own. Done once for a model, a seed and these settings.
     """
-    path, said = folder / "chosen.safetensors", folder / "levels.json"
-    if path.exists() and said.exists() and path.stat().st_mtime >= model.stat().st_mtime:
-        return path, json.loads(said.read_text(encoding="utf-8"))
-    plain = load(model).config
-    clips = read_clips(held_out(data, folder / "split.csv"), plain)
-    (own,) = ClipDetector(load(model), device="cpu").settings.levels
-    shown: dict[str, float] = {}
-    for level in dict.fromkeys((own, *LEVELS)):
-        candidate = load(model)
-        override = f"presets.{plain.preset}.levels=[{level}]"
+    path, said = chosen_files(base)
+    if is_chosen(base, recipe, levels, options):
+        shown: dict[str, float] = json.loads(said.read_text(encoding="utf-8"))["planted"]
+        return path, shown
+    said.unlink(missing_ok=True)  # it tells of another file than the one that is written now
+    plain = parse_config(load(base).config.model_dump(mode="json") | scoring_of(recipe))
+    clips = read_clips(held_out(data, base.with_name("split.csv")), plain)
+    own = resolve(plain.preset, plain)[1].levels
+    shown = {}
+    for tried in dict.fromkeys((own, *((level,) for level in levels))):
+        candidate = load(base)
+        override = f"presets.{plain.preset}.levels={list(tried)}"
         candidate.config = parse_config(apply_overrides(plain.model_dump(mode="json"), [override]))
         candidate.calibrations = {}
         detector = ClipDetector(candidate, plain.preset, device=options.device, seed=options.seed)
-        kept = folder / f"level_{level:g}"
+        kept = base.with_name(f"level_{'_'.join(f'{level:g}' for level in tried)}")
         store_calibration(
             candidate, detector.name, clip_calibration.fit(detector, clips, plain.calibration, keep=kept, quiet=True)
         )
-        value = own_level(detector)[f"{level:g}"]
+        ((name, value),) = own_level(detector).items()
         if not shown or value > max(shown.values()):
             candidate.save(path)
-        shown[f"{level:g}"] = value
+        shown[name] = value
         clip_calibration.remove_kept(kept)
-    write_json(said, shown)
+    write_json(said, {"made_from": choice_origin(base, recipe, levels, options), "planted": shown})
     return path, shown
+
+
+def chosen_files(base: Path) -> tuple[Path, Path]:
+    """Where the model at its chosen level is kept, and what was found of each level."""
+    return base.with_name("chosen.safetensors"), base.with_name("levels.json")
+
+
+def choice_origin(base: Path, recipe: AnodiffConfig, levels: tuple[float, ...], options: Options) -> dict[str, Any]:
+    """All that decides what `chosen_level` finds."""
+    return {
+        "base": file_digest(base),
+        "seed": options.seed,
+        "levels": list(levels),
+        "scoring": scoring_of(recipe),
+    }
+
+
+def is_chosen(base: Path, recipe: AnodiffConfig, levels: tuple[float, ...], options: Options) -> bool:
+    """Whether `chosen_level` has been done for what there is now."""
+    path, said = chosen_files(base)
+    if not (base.exists() and path.exists() and said.exists()):
+        return False
+    known = json.loads(said.read_text(encoding="utf-8")).get("made_from")
+    return bool(known == choice_origin(base, recipe, levels, options))
+
+
+def is_current(row: Row, options: Options, found: dict[str, Any]) -> bool:
+    """Whether a cell is of the seed, the model file and the recipe that are there now.
+
+    A model file that was given once is not asked for again: the cell says what it is of.
+    """
+    made_from = found["made_from"]
+    if row.baseline is not None:
+        return bool(made_from == baseline_origin(load_config(RECIPE, options.overrides), options))
+    if made_from["seed"] != options.seed:
+        return False
+    if row.name == "predict" and options.model is not None:
+        return bool(made_from["model"] == file_digest(options.model))
+    if found["given"] is not None:
+        return True
+    base = options.work / PATH / row.name / "model.safetensors"
+    chosen, _ = chosen_files(base)
+    return is_chosen(base, recipe_of(row, options), LEVELS, options) and made_from["model"] == file_digest(chosen)
 
 
 def own_level(detector: ClipDetector) -> dict[str, float]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anodiff.config import load_config
 from anodiff.data.video.clip import open_clip
 from anodiff.data.video.layouts import load_clips
 from anodiff.data.video.table import ClipRow
@@ -25,10 +26,12 @@ from anodiff.errors import DataError
 from anodiff.files import make_folder, write_csv, write_json
 from anodiff.metrics.alarms import runs
 from anodiff.metrics.ranking import auroc
+from anodiff.model import load
 from anodiff.pipelines import evaluate
 from anodiff.pipelines.common import file_digest
 from benchmarks.quality.models import facts, trained
-from benchmarks.quality.video_rows import Options
+from benchmarks.quality.rows import scoring_of
+from benchmarks.quality.video_rows import Options, chosen_files, chosen_level, is_chosen
 
 RECIPE, PATH = "umn", "umn_crowd"
 FOLDS = 3
@@ -72,7 +75,8 @@ def fold_cell(fold: int, options: Options) -> dict[str, Any] | None:
     rows = load_clips(options.data / PATH).rows
     clips = [flagged(row) for row in rows]
     data = prepared(clips, fold, folder / "data")
-    model = trained(RECIPE, data, folder, options.device, options.overrides, options.deadline)
+    base = trained(RECIPE, data, folder, options.device, options.overrides, options.deadline)
+    model = calibrated(base, data, options)
     made_from = {"model": file_digest(model), "seed": options.seed}
     path = options.work / PATH / "cells" / f"fold{fold}.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"looks": 0}
@@ -98,6 +102,27 @@ def fold_cell(fold: int, options: Options) -> dict[str, Any] | None:
     make_folder(path.parent)
     write_json(path, found)
     return found
+
+
+def calibrated(base: Path, data: Path, options: Options) -> Path:
+    """The model file with the presets and calibration of today's recipe: the trained one, or one calibrated anew."""
+    recipe = load_config(RECIPE, options.overrides)
+    if scoring_of(load(base).config) == scoring_of(recipe):
+        return base
+    return chosen_level(base, recipe, (), data, options)[0]
+
+
+def is_current(fold: int, options: Options, found: dict[str, Any]) -> bool:
+    """Whether a fold's cell is of the seed, the model file and the recipe that are there now."""
+    base = options.work / PATH / f"fold{fold}" / "model.safetensors"
+    if found["made_from"]["seed"] != options.seed or not base.exists():
+        return False
+    recipe, path = load_config(RECIPE, options.overrides), base
+    if scoring_of(load(base).config) != scoring_of(recipe):
+        path, _ = chosen_files(base)
+        if not is_chosen(base, recipe, (), options):
+            return False
+    return bool(found["made_from"]["model"] == file_digest(path))
 
 
 def prepared(clips: Sequence[Flagged], fold: int, data: Path) -> Path:
