@@ -6,6 +6,7 @@ import io
 import math
 from typing import Any
 
+from anodiff.pipelines.closing import few_groups_note
 from benchmarks.quality.text import grid, with_interval, words
 
 #: curves; the presets are single points beside them
@@ -39,17 +40,18 @@ def markdown(sets: dict[str, Any], sigma: float) -> str:
         "",
     ]
     for name, part in sets.items():
-        lines += [f"## {name}", "", f"{described(part)}.", "", table(part), ""]
+        lines += [f"## {name}", "", described(part), "", table(part), ""]
     return "\n".join(lines)
 
 
 def described(part: dict[str, Any]) -> str:
-    """Metric, and what it is measured on."""
+    """Metric, what it is measured on, and how far its intervals can be trusted."""
     first = next(iter(part["families"]["default"].values()))
-    return (
+    said = (
         f"{words(part['metric'])[0].upper()}{words(part['metric'])[1:]} on {MEASURED_ON[part['measured_on']]}: "
-        f"{first['images']} images of {first['groups']} groups"
+        f"{first['images']} images of {first['groups']} groups."
     )
+    return " ".join([said, *(f"Note: {note}." for note in few_groups_note(first["groups"]))])
 
 
 def table(part: dict[str, Any]) -> str:

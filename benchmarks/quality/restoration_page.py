@@ -174,8 +174,8 @@ def sampling(found: dict[str, Any]) -> str:
             f"{found['images']} images of each chain from the same start noise, seed {found['seed']}, brain model "
             f"(white noise; {training_of(found['model'])}); distances from {found['real_images']} "
             "held-out real slices, 0 being equal; `real, held out`: as many other held-out slices, which is what a "
-            f"perfect sampler would reach. 95 % intervals: bootstrap over the generated images, {RESAMPLES} times, the "
-            "same for both. "
+            f"perfect sampler would reach. 95 % intervals: bootstrap over generated and real images, "
+            f"{RESAMPLES} times, its bias taken off, the same draws for both chains. "
             f"Features: means and deviations of the encoder's channels at sigma {FEATURE_SIGMA}. Last column: median "
             "over images of the root mean square difference from the nearest training image; where it is far below "
             "that of real slices, the model copies.",

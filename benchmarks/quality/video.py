@@ -90,7 +90,7 @@ def collected(name: str, options: Options, earlier_looks: int) -> dict[str, Any]
     paths = {key: options.work / name / "cells" / f"{key}.json" for key in order}
     known = {key: json.loads(path.read_text(encoding="utf-8")) for key, path in paths.items() if path.exists()}
     found = {key: each for key, each in known.items() if is_current(name, key, options, each)}
-    for key in known.keys() - found.keys():
+    for key in (each for each in known if each not in found):
         print(f"{name}: {key} is left out, being of another model, recipe or seed; the same command with it makes it "
               "anew")  # fmt: skip
     if not found:

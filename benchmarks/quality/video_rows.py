@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from anodiff.config import AnodiffConfig, apply_overrides, load_config, parse_co
 from anodiff.data.video.layouts import load_clips
 from anodiff.data.video.table import ClipRow
 from anodiff.engine.device import resolve_device
-from anodiff.errors import DataError
+from anodiff.errors import ConfigError, DataError
 from anodiff.files import make_folder, unquote_cell, write_json
 from anodiff.model import build_denoiser, load
 from anodiff.pipelines import clip_calibration, evaluate
@@ -144,9 +145,9 @@ def model_cell(row: Row, options: Options) -> dict[str, Any] | None:
 def baseline_cell(row: Row, options: Options) -> dict[str, Any]:
     """A baseline, fitted on all training clips and measured on the same test clips."""
     config = load_config(RECIPE, options.overrides)
-    made_from = baseline_origin(config, options)
+    made_from = {"seed": options.seed, "recipe": config.model_dump(mode="json")}
     known = stored_cell(row, options)
-    if known.get("made_from") == made_from:
+    if is_measured(config, options, known.get("made_from", {})):
         return known
     assert row.baseline is not None
     assert config.video is not None
@@ -169,9 +170,14 @@ def baseline_cell(row: Row, options: Options) -> dict[str, Any]:
     return keep(row, options, made_from, known, found)
 
 
-def baseline_origin(config: AnodiffConfig, options: Options) -> dict[str, Any]:
-    """All that decides what a baseline finds."""
-    return {"seed": options.seed, "recipe": config.model_dump(mode="json")}
+def is_measured(config: AnodiffConfig, options: Options, made_from: dict[str, Any]) -> bool:
+    """Whether a baseline's cell is of this seed and recipe; a key newer than the cell has its default in both."""
+    if made_from.get("seed") != options.seed:
+        return False
+    try:
+        return parse_config(made_from["recipe"]) == config
+    except ConfigError:
+        return False
 
 
 def recipe_of(row: Row, options: Options) -> AnodiffConfig:
@@ -185,8 +191,9 @@ def chosen_level(
     """(the model calibrated at the level that shows planted anomalies best, {level: how well}).
 
     Presets, polarity and calibration are the recipe's, also for an older model; besides its own levels each of
-    ``levels`` is tried. Nothing but the normal clips held out of its training is looked at; a tie goes to the recipe's
-    own. Done once for a model, a seed and these settings.
+    ``levels`` is tried. Nothing but the normal clips held out of its training is looked at; the recipe's own are kept
+    in a tie, and where nothing was planted since window and bands are given. Done once for a model, a seed and these
+    settings.
     """
     path, said = chosen_files(base)
     if is_chosen(base, recipe, levels, options):
@@ -196,7 +203,7 @@ def chosen_level(
     plain = parse_config(load(base).config.model_dump(mode="json") | scoring_of(recipe))
     clips = read_clips(held_out(data, base.with_name("split.csv")), plain)
     own = resolve(plain.preset, plain)[1].levels
-    shown = {}
+    shown, best = {}, None
     for tried in dict.fromkeys((own, *((level,) for level in levels))):
         candidate = load(base)
         override = f"presets.{plain.preset}.levels={list(tried)}"
@@ -207,10 +214,12 @@ def chosen_level(
         store_calibration(
             candidate, detector.name, clip_calibration.fit(detector, clips, plain.calibration, keep=kept, quiet=True)
         )
-        ((name, value),) = own_level(detector).items()
-        if not shown or value > max(shown.values()):
+        found = own_level(detector)
+        value = max(found.values(), default=-math.inf)
+        if best is None or value > best:
             candidate.save(path)
-        shown[name] = value
+            best = value
+        shown |= found
         clip_calibration.remove_kept(kept)
     write_json(said, {"made_from": choice_origin(base, recipe, levels, options), "planted": shown})
     return path, shown
@@ -247,7 +256,7 @@ def is_current(row: Row, options: Options, found: dict[str, Any]) -> bool:
     """
     made_from = found["made_from"]
     if row.baseline is not None:
-        return bool(made_from == baseline_origin(load_config(RECIPE, options.overrides), options))
+        return is_measured(load_config(RECIPE, options.overrides), options, made_from)
     if made_from["seed"] != options.seed:
         return False
     if row.name == "predict" and options.model is not None:

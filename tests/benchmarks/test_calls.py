@@ -21,6 +21,7 @@ from anodiff.anomaly import AnomalyDetector, DetectorSettings, resolve
 from anodiff.anomaly.planted import Normals
 from anodiff.config import load_config
 from anodiff.model import DiffusionModel, build_denoiser
+from anodiff.pipelines.closing import FEW_GROUPS
 from benchmarks.quality import calls, calls_page
 
 TINY = ("preprocess.size=[16,16]", "preprocess.channels=1", "network.channels=[8,8]", "network.attention=[false,false]",
@@ -159,6 +160,10 @@ def test_a_panel_a_data_set_and_a_row_for_every_number_of_calls() -> None:
     sets = {name: {"measured_on": "dev", "metric": "pixel_ap", "families": families} for name in ("a", "b", "c", "d")}
     page = calls_page.markdown(sets, 1.0)
     assert page.count("Pixel AP on the labelled dev split: 9 images of 3 groups.") == 4
+    assert page.count("Note: intervals and p rest on 3 groups") == 4
+    for many in (FEW_GROUPS, 1):  # enough for an interval, and none to trust or not
+        part = sets["a"] | {"families": {"default": {"4": point | {"groups": many}}}}
+        assert "Note" not in calls_page.markdown({"a": part}, 1.0)
     rows = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| ")]
     assert rows[:5] == ["| NFE", "| 1", "| 4", "| 9", "| 16"]
     assert "| 1 | 0.500 | - | - |" in page

@@ -52,6 +52,16 @@ def test_the_looks_at_test_are_told_with_how_settings_were_chosen(
     assert f"{main_job.CHOSEN}; {words}" in page
 
 
+def test_how_both_sides_were_chosen_is_told_as_it_was(found: dict[str, Any]) -> None:
+    """That the baselines chose on planted anomalies is in what they stored."""
+    settings = found["test"]["settings"]
+    assert settings.keys() == found["test"]["metrics"].keys() - {"anodiff default"}
+    assert all(each["planted_ap"] is not None for each in settings.values())
+    page = main_job.markdown(found)
+    assert "our settings were chosen on the labelled dev split" in page
+    assert "those of the baselines on normals with planted anomalies" in page
+
+
 def test_looks_must_be_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in ([], "--looks"), (["--looks", "0"], "expected at least 1"):
         monkeypatch.setattr(sys, "argv", ["main_job", "--data", "nowhere", *arguments])

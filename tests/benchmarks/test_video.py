@@ -178,6 +178,17 @@ def test_another_seed_or_preset_is_honoured_and_cells_of_another_are_left_out(
     assert found["looks"] == video.SETS["ucsd_ped2"] + seeded["looks"]  # what is left out has been looked at too
 
 
+def test_a_baseline_is_of_its_seed_and_recipe_whatever_keys_have_come_since() -> None:
+    options, config = video_rows.Options(Path("data"), Path("work")), load_config(video_rows.RECIPE)
+    recipe = config.model_dump(mode="json")
+    older = recipe | {"engine": {key: value for key, value in recipe["engine"].items() if key != "overlap"}}
+    assert video_rows.is_measured(config, options, {"seed": 0, "recipe": older})
+    assert not video_rows.is_measured(config, options, {"seed": 1, "recipe": recipe})
+    assert not video_rows.is_measured(config, options, {"seed": 0, "recipe": recipe | {"polarity": "darker"}})
+    assert not video_rows.is_measured(config, options, {"seed": 0, "recipe": recipe | {"no_such_key": 1}})
+    assert not video_rows.is_measured(config, options, {})
+
+
 def test_another_preset_of_umn_is_calibrated_anew_without_another_training(run: Any, data: Path) -> None:
     short = ("--set", "video.window_px=4", "--set", "video.bands=false", "--set", "training.images=16")
     preset = ("--set", "presets.default.levels=[0.3]")

@@ -136,15 +136,16 @@ class VideoClip(Clip):
 class Clock:
     """Seconds of each frame in turn, never going back.
 
-    A frame without a time, or with one that is not later than the last frame's, follows it at the last distance.
+    A frame without a time, or with one that is not later than the last frame's, follows it at the shorter of the last
+    two distances: one alone may be a gap, and a guess past the next frame's time would cost that one its own.
 
-    fps: for the first such frame; start: what the source calls zero, in seconds, None = its first frame's time.
+    fps: for such frames at the start; start: what the source calls zero, in seconds, None = its first frame's time.
     """
 
     def __init__(self, fps: float, start: float | None) -> None:
         self.fps, self._start = fps, start
         self._last: float | None = None
-        self._step = 1 / fps
+        self._steps = deque([1 / fps] * 2, maxlen=2)
 
     def __call__(self, time: float | None) -> float:
         """The next frame's time, for its time on the source's own clock (None = it has none)."""
@@ -155,9 +156,9 @@ class Clock:
         if self._last is None:
             now = max(now or 0.0, 0.0)
         elif now is None or now <= self._last:
-            now = self._last + self._step
+            now = self._last + min(self._steps)
         else:
-            self._step = now - self._last
+            self._steps.append(now - self._last)
         self._last = now
         return now
 
