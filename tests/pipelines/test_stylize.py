@@ -15,6 +15,7 @@ from anodiff.config import parse_config
 from anodiff.model import DiffusionModel, build_denoiser, load
 
 Run = Callable[..., int]
+LOST = ["grid", "model_grid", "shrink", "clipped", "remark"]
 COLUMNS = ["content_ssim", "style_distance", "style_distance_before", "cycle_rmse"]
 QUICK = ("--device", "cpu", "--steps", "2")
 
@@ -30,7 +31,7 @@ def test_from_one_model_to_another(anodiff: Run, world: Any, inputs: Path, tmp_p
     out = tmp_path / "out"
     assert anodiff("stylize", world.raw, inputs, "--target-model", world.model, "--output", out, *QUICK) == 1
     rows = {row["id"]: row for row in world.read_table(out / "results.csv")}
-    assert list(rows["i000"]) == ["id", "path", "nfe", *COLUMNS, "status", "error", "seconds"]
+    assert list(rows["i000"]) == ["id", "path", "nfe", *COLUMNS, *LOST, "status", "error", "seconds"]
     assert rows["broken"]["status"] == "failed"
     assert rows["i000"]["nfe"] == "16"
     # both models are the same weights, so the bridge is a way there and back: what is left is the solver's error
