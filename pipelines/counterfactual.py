@@ -19,9 +19,10 @@ from anodiff.engine.store import Item
 from anodiff.errors import ConfigError
 from anodiff.files import make_folder
 from anodiff.pipelines.common import Common, open_model
-from anodiff.pipelines.restoring import Done, RestoringJob, computing, run_restoring
+from anodiff.pipelines.restoring import Done, RestoringJob, run_restoring
 from anodiff.pipelines.restoring_masks import mask_settings, mask_source
 from anodiff.pipelines.restoring_options import OPEN_KEYS
+from anodiff.pipelines.restoring_run import computing
 from anodiff.restoration import Restored, Restorer
 from anodiff.restoration.batches import Batch
 from anodiff.restoration.counterfactual import GUIDANCE, STARTS, check

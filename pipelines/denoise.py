@@ -106,7 +106,8 @@ def run(
 
     import torch
 
-    from anodiff.pipelines.restoring import RestoringJob, computing, run_restoring
+    from anodiff.pipelines.restoring import RestoringJob, run_restoring
+    from anodiff.pipelines.restoring_run import computing
     from anodiff.pipelines.volume_restoring import open_restoring, run_volumes
     from anodiff.pipelines.volume_restoring_job import VolumeRestoringJob
     from anodiff.restoration import Restorer

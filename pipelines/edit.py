@@ -99,8 +99,9 @@ def run(
 ) -> Summary:
     """Edit `inputs` with a model file; returns what was done. Errors of the run as a whole are AnodiffErrors."""
     from anodiff.pipelines import counterfactual
-    from anodiff.pipelines.restoring import RestoringJob, computing, run_restoring
+    from anodiff.pipelines.restoring import RestoringJob, run_restoring
     from anodiff.pipelines.restoring_masks import mask_settings, mask_source
+    from anodiff.pipelines.restoring_run import computing
     from anodiff.restoration import Restorer
 
     if (sigma is None) == (strength is None):

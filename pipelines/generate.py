@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from anodiff.engine.loop import Summary
     from anodiff.engine.store import Item
     from anodiff.model import DiffusionModel
-    from anodiff.pipelines.restoring import Closing, ReportMore
+    from anodiff.pipelines.restoring_run import Closing, ReportMore
     from anodiff.restoration import Restorer
 
 
@@ -165,7 +165,7 @@ def run(
 
     from anodiff.engine.store import Item
     from anodiff.errors import ConfigError
-    from anodiff.pipelines.restoring import chain_settings, computing, run_items
+    from anodiff.pipelines.restoring_run import chain_settings, computing, run_items
     from anodiff.pipelines.volume_generating import VolumeGenerateJob, makes_volumes
     from anodiff.restoration import Restorer
     from anodiff.restoration.counterfactual import check_class
@@ -212,7 +212,7 @@ def finishing(
 ) -> ReportMore:
     """What follows a complete run: grid.png, and what is judged. Raises StorageError."""
     from anodiff.files import atomic_write
-    from anodiff.pipelines.restoring import ReportMore
+    from anodiff.pipelines.restoring_run import ReportMore
     from anodiff.visualize.contact import contact_sheet
 
     by_id = {item.id: item for item in items}

@@ -19,7 +19,7 @@ from anodiff.errors import ConfigError, DataError
 from anodiff.files import atomic_write, write_json
 from anodiff.model import DiffusionModel
 from anodiff.pipelines.common import left_out, say
-from anodiff.pipelines.restoring import ReportMore
+from anodiff.pipelines.restoring_run import ReportMore
 from anodiff.restoration import Restorer
 from anodiff.restoration.output import read_values
 from anodiff.restoration.quality import FEWEST, NEAR, Neighbours, Quality, compare_with_real

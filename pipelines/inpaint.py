@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from anodiff.data.volumes.volume import Volume
     from anodiff.engine.loop import Summary
     from anodiff.model import DiffusionModel
-    from anodiff.pipelines.restoring import Closing
+    from anodiff.pipelines.restoring_run import Closing
     from anodiff.restoration import Restored
     from anodiff.restoration.batches import Batch
 
@@ -108,8 +108,9 @@ def run(
     """Inpaint `inputs` with a model file; returns what was done. Errors of the run as a whole are AnodiffErrors."""
     import torch
 
-    from anodiff.pipelines.restoring import RestoringJob, computing, run_restoring
+    from anodiff.pipelines.restoring import RestoringJob, run_restoring
     from anodiff.pipelines.restoring_masks import mask_settings, mask_source
+    from anodiff.pipelines.restoring_run import computing
     from anodiff.pipelines.volume_masks import volume_mask_settings, volume_mask_source
     from anodiff.pipelines.volume_restoring import open_restoring, run_volumes
     from anodiff.pipelines.volume_restoring_job import VolumeRestoringJob
@@ -199,7 +200,7 @@ def _volume_detector(
 
 def _told(detector: AnomalyDetector | VolumeDetector, common: Common) -> Closing:
     """Says the detector's notes, and after the run those that it has come to have; the report shows them all."""
-    from anodiff.pipelines.restoring import ReportMore
+    from anodiff.pipelines.restoring_run import ReportMore
 
     said: list[str] = []
 

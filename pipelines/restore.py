@@ -99,8 +99,9 @@ def run(
 
     import torch
 
-    from anodiff.pipelines.restoring import RestoringJob, computing, run_restoring
+    from anodiff.pipelines.restoring import RestoringJob, run_restoring
     from anodiff.pipelines.restoring_masks import mask_settings, mask_source
+    from anodiff.pipelines.restoring_run import computing
     from anodiff.restoration import Jpeg, KSpace, Mask, Restorer, Slices, SuperResolution
     from anodiff.restoration.arguments import solver_name
     from anodiff.restoration.parse import parse_operator

@@ -81,7 +81,8 @@ def run(
 ) -> Summary:
     """Stylize `inputs` with a model file; returns what was done. Errors of the run as a whole are AnodiffErrors."""
     from anodiff.pipelines.common import file_digest
-    from anodiff.pipelines.restoring import RestoringJob, computing, run_restoring
+    from anodiff.pipelines.restoring import RestoringJob, run_restoring
+    from anodiff.pipelines.restoring_run import computing
     from anodiff.restoration import Restored, Restorer
     from anodiff.restoration.style import bridge_grid, content_similarity, style_distance, stylize
 

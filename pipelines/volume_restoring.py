@@ -14,9 +14,9 @@ from anodiff.errors import ConfigError
 from anodiff.files import write_csv
 from anodiff.model import DiffusionModel
 from anodiff.pipelines.common import Common, open_model, say
-from anodiff.pipelines.restoring import Closing, ReportMore, chain_settings, run_items, said_after
 from anodiff.pipelines.restoring_notes import LOST_COLUMNS
 from anodiff.pipelines.restoring_options import OPEN_KEYS
+from anodiff.pipelines.restoring_run import Closing, ReportMore, chain_settings, run_items, said_after
 from anodiff.pipelines.scoring import foreground_notes
 from anodiff.pipelines.volume_restoring_job import VolumeRestoringJob
 from anodiff.pipelines.volume_scoring import (

@@ -21,9 +21,9 @@ from anodiff.engine.stopping import Stop, Stopped
 from anodiff.engine.store import Item
 from anodiff.errors import DataError, InputError
 from anodiff.model import DiffusionModel, load
-from anodiff.pipelines.restoring import _watching
 from anodiff.pipelines.restoring_masks import mask_settings, mask_source, model_mask
 from anodiff.pipelines.restoring_options import SOLVER_NAMES
+from anodiff.pipelines.restoring_run import _watching
 from anodiff.restoration import SOLVERS, Mask, Restorer
 from anodiff.restoration.chains import ChainStep
 from anodiff.restoration.gradients import GradientDenoiser
