@@ -59,6 +59,7 @@ def build_network(
             "head_channels": network.head_channels,
             "dropout": network.dropout,
             "checkpointing": network.checkpointing,
+            "position": network.position,
         }
         if frames > 1:
             return SpaceTimeUNet(frames, channels, outputs, **shape)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from anodiff.errors import DataError
+from anodiff.pipelines.calibration_normals import read_normals
 from anodiff.pipelines.common import (
     IMAGES_AT_ONCE,
     AnyBatch,
@@ -23,7 +23,6 @@ from anodiff.pipelines.common import (
     Preset,
     Seed,
     Set,
-    drawn,
     left_out,
     new_file,
     open_model,
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 
     from anodiff.anomaly import AnomalyDetector, Calibration
     from anodiff.config import CalibrationConfig
-    from anodiff.data.table import SampleTable
     from anodiff.model import DiffusionModel
     from anodiff.training.image_files import ImageFiles
     from anodiff.training.images import ImageSet
@@ -45,8 +43,6 @@ OPEN_KEYS = (
     "engine", "preset", "presets", "polarity", "calibration",
     "preprocess.max_pixels", "preprocess.channel", "preprocess.value_range", "volume",
 )  # fmt: skip
-#: a larger share of normals that the model has learnt from is refused
-MOST_TRAINED = 0.5
 
 
 def main(
@@ -78,7 +74,7 @@ def main(
 
     Two parts with no patient or part in common are used: one for the size of normal error, the other for the threshold.
     Where the data has splits, train is the first and val the second, and test is not looked at. Images that the model
-    has learnt from would make the threshold too low; a model file knows its own again.
+    has learnt from would make the threshold too low; a model file knows its own again, and others set the threshold.
 
     \b
     Examples:
@@ -174,97 +170,6 @@ def run(
         say(calibration.early_exit.sentence, quiet)
     say(f"wrote {output}, calibrated for {', '.join(map(repr, model.calibrations))}", quiet)
     return output, known.failed
-
-
-@dataclass(frozen=True)
-class CalibrationNormals:
-    """Normals read for a calibration, or looked through where they may have any size.
-
-    deciding: set the threshold. fitting: for the normal error, None where `deciding` is to be split. failed: a sentence
-    for each image left out.
-    """
-
-    deciding: ImageSet | ImageFiles
-    fitting: ImageSet | ImageFiles | None
-
-    @property
-    def failed(self) -> tuple[str, ...]:
-        return (*self.deciding.failed, *(() if self.fitting is None else self.fitting.failed))
-
-
-def read_normals(
-    model: DiffusionModel,
-    normals: Path,
-    *,
-    layout: str,
-    normal: str,
-    group_by: str,
-    allow_trained: bool,
-    seed: int,
-    quiet: bool,
-    foreground: str = "",
-) -> CalibrationNormals:
-    """The normals of a data set, at most as many as the recipe says; says which of them the model has learnt from.
-
-    Raises DataError, see `trained_note`.
-    """
-    from anodiff.data.layouts import load_table
-    from anodiff.data.layouts.foregrounds import given
-    from anodiff.training.image_files import look_through
-    from anodiff.training.images import load_images
-
-    config, limits = model.config, model.config.calibration
-
-    def read(part: SampleTable, count: int) -> ImageSet | ImageFiles:
-        load = look_through if config.any_size else load_images
-        return load(
-            drawn(part, count, seed), model.scorable, config.preprocess.max_pixels, config.engine.workers, quiet
-        )
-
-    samples = given(load_table(normals, layout, normal=normal, group_by=group_by), foreground)
-    say(f"{normals}: layout {samples.layout}", quiet)
-    fitting, threshold = normal_parts(samples)
-    deciding = read(threshold, limits.threshold_images)
-    for note in trained_note(model, deciding.hashes, normals, allow_trained):
-        say(f"note: {note}", quiet)
-    first = None if fitting is None else read(fitting, limits.standardise_images)
-    return CalibrationNormals(deciding, first)
-
-
-def trained_note(
-    model: DiffusionModel, hashes: Sequence[int], normals: Path, allowed: bool, what: str = "image"
-) -> tuple[str, ...]:
-    """A sentence where the model has learnt from some of the normals that set the threshold.
-
-    Raises DataError where it has learnt from more than MOST_TRAINED of them, unless that is allowed.
-    """
-    count, told = (0, 0) if model.seen is None else model.seen.count(hashes)
-    if not count:
-        return ()
-    if count > MOST_TRAINED * told and not allowed:
-        raise DataError(
-            f"{normals}: expected normal {what}s that the model has not learnt from, found {count} of {told} that it "
-            "has: their error is smaller than that of new ones, so false alarms would be more than promised; give "
-            "others, or --allow-trained"
-        )
-    return (
-        f"the model has learnt from {count} of {told} of these normals, so that the false-alarm rate will be higher "
-        "than promised",
-    )
-
-
-def normal_parts(samples: SampleTable) -> tuple[SampleTable | None, SampleTable]:
-    """(normals for the standardisation, or None to split the others; normals for the threshold); never test images."""
-    from anodiff.data.table import select
-
-    splits = set(samples.table["split"])
-    if {"train", "val"} <= splits:
-        return select(samples, "train", normal_only=True), select(samples, "val", normal_only=True)
-    only = next((split for split in ("val", "train", "") if split in splits), None)
-    if only is None:
-        found = ", ".join(sorted(splits))
-        raise DataError(f"{samples.root}: expected normal images of split train or val, or of none, found {found}")
-    return None, select(samples, only, normal_only=True)
 
 
 def fit(

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anodiff.engine.store import STATE_FOLDER
-from anodiff.pipelines.calibrate import store_calibration, trained_note
+from anodiff.pipelines.calibrate import store_calibration
+from anodiff.pipelines.calibration_normals import trained_note
 from anodiff.pipelines.common import left_out, say
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anodiff.errors import ConfigError, StorageError
-from anodiff.pipelines.calibrate import OPEN_KEYS, fit, read_normals, store_calibration
+from anodiff.pipelines.calibrate import OPEN_KEYS, fit, store_calibration
+from anodiff.pipelines.calibration_normals import read_normals
 from anodiff.pipelines.common import (
     BatchSize,
     Device,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from anodiff.anomaly.tuning import Tuning
     from anodiff.config import AnodiffConfig
     from anodiff.model import DiffusionModel
-    from anodiff.pipelines.calibrate import CalibrationNormals
+    from anodiff.pipelines.calibration_normals import CalibrationNormals
     from anodiff.training.images import ImageSet
     from anodiff.visualize.tuning import TuneExample
 

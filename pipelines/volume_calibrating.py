@@ -44,7 +44,8 @@ def run(
     The new model is one of volumes, also where the old one was of images. Raises DataError where the model has learnt
     from most of the volumes that are to set the threshold, unless ``allow_trained``.
     """
-    from anodiff.pipelines.calibrate import normal_parts, store_calibration
+    from anodiff.pipelines.calibrate import store_calibration
+    from anodiff.pipelines.calibration_normals import normal_parts
 
     model, notes = open_volume_model(model_path, overrides, CALIBRATED_KEYS)
     detector = VolumeDetector(
@@ -85,7 +86,7 @@ def learnt_from(
     They are read for that once more, before hours of scoring. What cannot be read is told when they are scored.
     """
     from anodiff.engine.progress import Progress
-    from anodiff.pipelines.calibrate import trained_note
+    from anodiff.pipelines.calibration_normals import trained_note
     from anodiff.training.volumes import volume_hash
 
     if model.seen is None:

@@ -158,3 +158,19 @@ def test_the_normal_class_is_the_first_unless_named() -> None:
     assert (config.class_names, config.conditioning.normal_index) == (("sick", "well"), 1)
     assert parse_config({"name": "x"}).class_names == ()
     assert parse_config(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"augment": {"crop": [64, 64]}}, "augment.crop shows parts of it"),
+        ({"engine": {"window": [64, 64]}}, "engine.window shows parts of it"),
+        ({"volume": {"mode": "patches"}}, "volume.mode patches shows parts of it"),
+        ({"network": {"kind": "dit", "position": True}}, "network.position is of network.kind unet, found dit"),
+    ],
+)
+def test_places_are_of_whole_images(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_config({"name": "x", "network": {"position": True}, **values})
+    without = {**values, "network": {**values.get("network", {}), "position": False}}
+    assert not parse_config({"name": "x", **without}).network.position

@@ -111,6 +111,25 @@ class AnodiffConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _places_are_of_whole_images(self) -> AnodiffConfig:
+        if not self.network.position:
+            return self
+        if self.network.kind != "unet":
+            raise ValueError(f"network.position is of network.kind unet, found {self.network.kind}")
+        parts = {
+            "engine.window": self.engine.window is not None,
+            "augment.crop": self.augment.crop is not None,
+            "volume.mode patches": self.volume is not None and self.volume.mode == "patches",
+        }
+        found = [name for name, given in parts.items() if given]
+        if found:
+            raise ValueError(
+                f"network.position tells where in the whole image a place is, and {found[0]} shows parts of it: "
+                "expected one without the other"
+            )
+        return self
+
     @property
     def any_size(self) -> bool:
         """Whether images of any size are scored: nothing is resized, and the network sees a window at a time."""

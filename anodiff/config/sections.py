@@ -122,6 +122,8 @@ class NetworkConfig(Section):
     head_channels: Count = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     checkpointing: bool = False
+    #: the U-Net is told where in the image a place is, for images aligned with one another (the transformer always is)
+    position: bool = False
     #: numbers that say what the noise-free image looks like, where ``diffusion.given`` is image
     code: Count = 128
     #: constructor arguments of an imported network (``kind`` monai or diffusers), as its own library names them

@@ -5,6 +5,7 @@ One class serves 2-D and 3-D: the rank of the input decides, never the name of t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from anodiff.networks.embedding import NoiseEmbedding
 from anodiff.networks.grids import crop, fold, pad, unfold
 
+#: of the waves that tell where a voxel lies, in voxels of the image: from a small part of it to far more than all of it
+WAVELENGTHS = (16, 32, 64, 128, 256, 512)
 CONVOLUTION: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
@@ -22,6 +25,23 @@ def group_norm(channels: int) -> nn.GroupNorm:
     """Groups of at least four channels, 32 at the most; one group where the channels cannot be divided."""
     groups = next(g for g in range(min(32, max(1, channels // 4)), 0, -1) if channels % g == 0)
     return nn.GroupNorm(groups, channels)
+
+
+def waves(grid: Sequence[int], step: int) -> Tensor:
+    """Where each voxel of a grid lies: (1, 2 len(WAVELENGTHS) axes, *grid) float32, sines and cosines along each axis.
+
+    Counted from the centre in voxels of the image, of which ``step`` lie between two of the grid: a larger image adds
+    places at its rim and changes none inside, as in `anodiff.networks.dit.positions`.
+    """
+    rates = 2 * math.pi * step / torch.tensor(WAVELENGTHS, dtype=torch.float64)
+    axes = [torch.arange(size, dtype=torch.float64) - (size - 1) / 2 for size in grid]
+    angles = [rates[:, None] * axis for axis in axes]
+    along = [torch.cat([each.sin(), each.cos()]) for each in angles]
+    spread = [
+        each.reshape(-1, *[1] * i, size, *[1] * (len(grid) - 1 - i)).expand(-1, *grid)
+        for i, (each, size) in enumerate(zip(along, grid, strict=True))
+    ]
+    return torch.cat(spread)[None].float()
 
 
 class ResidualBlock(nn.Module):
@@ -107,6 +127,9 @@ class UNet(nn.Module):
         recompute activations in the backward pass: less memory, about a third more time
     classes:
         how many it is told apart by a ``label`` (N,) int64; negative, or None, is "no label"
+    position:
+        every place is told where in the image it is: for images that are aligned with one another, where a part that is
+        normal here is not normal there. Convolutions alone learn it from the rim, slowly
 
     ``shift`` (N, embedding.width), where there is one, is added to the embedding: what else it is told.
 
@@ -127,6 +150,7 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         checkpointing: bool = False,
         classes: int = 0,
+        position: bool = False,
     ) -> None:
         super().__init__()
         if dims not in CONVOLUTION:
@@ -144,6 +168,7 @@ class UNet(nn.Module):
             return Stage(dims, c_in, c_out, width, dropout, attended, head_channels)
 
         self.inlet = conv(in_channels * stem**dims, channels[0], 3, padding=1)
+        self.place = conv(2 * len(WAVELENGTHS) * dims, channels[0], 1, bias=False) if position else None
         skips = [channels[0]]
         current = channels[0]
         self.encoder, self.down = nn.ModuleList(), nn.ModuleList()
@@ -181,6 +206,8 @@ class UNet(nn.Module):
     def _encode(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """The deepest activation, the skips for the decoder, and the last activation at each resolution."""
         h = self.inlet(fold(pad(x, self.multiple), self.stem))
+        if self.place is not None:
+            h = h + self.place(waves(h.shape[2:], self.stem).to(h))
         skips, levels = [h], []
         for level_blocks, down in zip(self.encoder, self.down, strict=True):
             for stage in level_blocks:  # type: ignore[attr-defined]

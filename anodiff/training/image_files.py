@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -44,12 +45,8 @@ class ImageFiles:
         prepared = self.preprocessor(read_raw(self.paths[row], self.beside[row], self.max_pixels))
         return prepared.image, prepared.foreground
 
-    def sample(self, count: int, seed: int = 0) -> ImageFiles:
-        """At most ``count`` images, drawn without replacement, in their original order."""
-        if len(self) <= count:
-            return self
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        rows = order[:count].sort().values.tolist()
+    def take(self, rows: Sequence[int]) -> ImageFiles:
+        """The images of the given row numbers, in that order."""
         return replace(
             self,
             paths=tuple(self.paths[row] for row in rows),
@@ -58,6 +55,13 @@ class ImageFiles:
             sizes=tuple(self.sizes[row] for row in rows),
             hashes=tuple(self.hashes[row] for row in rows),
         )
+
+    def sample(self, count: int, seed: int = 0) -> ImageFiles:
+        """At most ``count`` images, drawn without replacement, in their original order."""
+        if len(self) <= count:
+            return self
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return self.take(order[:count].sort().values.tolist())
 
 
 def look_through(

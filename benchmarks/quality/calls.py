@@ -38,7 +38,7 @@ from anodiff.files import atomic_write, make_folder, write_json
 from anodiff.metrics import bootstrap_intervals
 from anodiff.metrics.pools import ImagePool, PixelPool, Pool
 from anodiff.model import DiffusionModel, load
-from anodiff.pipelines.calibrate import normal_parts
+from anodiff.pipelines.calibration_normals import normal_parts
 from anodiff.pipelines.common import drawn, file_digest
 from anodiff.pipelines.tune import part
 from anodiff.training.images import load_images

@@ -31,7 +31,8 @@ from anodiff.errors import InputError
 from anodiff.files import write_json
 from anodiff.metrics.ranking import auroc
 from anodiff.model import DiffusionModel
-from anodiff.pipelines.calibrate import OPEN_KEYS, read_normals
+from anodiff.pipelines.calibrate import OPEN_KEYS
+from anodiff.pipelines.calibration_normals import read_normals
 from anodiff.pipelines.common import drawn, open_model
 from anodiff.pipelines.scoring import items_of_table, mask_of, resized_mask
 from anodiff.pipelines.tune import adopt, part

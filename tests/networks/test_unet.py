@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from anodiff.networks.grids import fold, unfold
-from anodiff.networks.unet import UNet
+from anodiff.networks.unet import WAVELENGTHS, UNet, waves
 
 
 def awake(net: UNet) -> UNet:
@@ -117,3 +119,34 @@ def test_wrong_rank_and_wrong_levels_are_refused() -> None:
         UNet(1, channels=(8, 16), attention=(True,))
     with pytest.raises(ValueError, match="dims"):
         UNet(1, dims=4)
+
+
+@pytest.mark.parametrize(("dims", "grid", "step"), [(2, (5, 8), 2), (3, (4, 3, 6), 1)])
+def test_places_are_waves_along_each_axis(dims: int, grid: tuple[int, ...], step: int) -> None:
+    found = waves(grid, step)
+    assert found.shape == (1, 2 * len(WAVELENGTHS) * dims, *grid)
+    for voxel in ((0,) * dims, tuple(size - 1 for size in grid)):
+        expected = []
+        for axis, (place, size) in enumerate(zip(voxel, grid, strict=True)):
+            assert axis < dims
+            turns = [step * (place - (size - 1) / 2) / length for length in WAVELENGTHS]
+            expected += [math.sin(2 * math.pi * turn) for turn in turns]
+            expected += [math.cos(2 * math.pi * turn) for turn in turns]
+        assert found[(0, slice(None), *voxel)].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_larger_image_adds_places_at_its_rim() -> None:
+    assert torch.allclose(waves((12, 12), 2)[:, :, 2:10, 2:10], waves((8, 8), 2), atol=1e-6)
+
+
+def test_with_position_the_same_content_is_not_the_same_elsewhere() -> None:
+    x = torch.zeros(1, 1, 64, 64)  # the same everywhere, and the middle is far from the rim
+    plain = {"channels": (8,), "attention": (False,), "stem": 2}
+    without, with_it = (small(position=position, **plain)(x, torch.zeros(1))[0, 0] for position in (False, True))
+    assert torch.allclose(without[30, 30], without[34, 38], atol=1e-5)
+    assert (with_it[30, 30] - with_it[34, 38]).abs() > 1e-3
+
+
+def test_without_position_there_is_no_weight_of_it() -> None:
+    names = {name for name, _ in small(position=True).named_parameters()}
+    assert names - {name for name, _ in small().named_parameters()} == {"place.weight"}

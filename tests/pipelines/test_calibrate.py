@@ -116,6 +116,42 @@ def test_normals_that_the_model_has_learnt_from_are_refused_or_counted(
     assert said.index(note) < said.index("calibrating")  # before the work
 
 
+def test_the_folder_it_was_trained_on_is_divided_as_training_did(
+    anodiff: Run, world: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    paths = sorted((world.data / "train" / "good").glob("*.png"))
+    folder = tmp_path / "normals"
+    folder.mkdir()
+    for path in paths:
+        shutil.copy(path, folder)
+    trained = library.load(world.raw)
+    trained.seen = SeenImages.of(pixel_hash(read_image(path)) for path in paths[:19])
+    trained.save(tmp_path / "trained.safetensors")
+    # group "a" holds the last image learnt from and the first that was not: a group is on one side
+    rows = [(path, "a" if 18 <= i < 21 else str(i), "train" if i < 21 else "val") for i, path in enumerate(paths)]
+    (tmp_path / "plain.csv").write_text("path,group\n" + "".join(f"{path},{group}\n" for path, group, _ in rows))
+    (tmp_path / "split.csv").write_text("path,group,split\n" + "".join(f"{a},{b},{c}\n" for a, b, c in rows))
+    files = {name: tmp_path / f"{name}.safetensors" for name in ("plain", "split", "short")}
+    for name in ("plain", "split"):
+        given = (tmp_path / "trained.safetensors", tmp_path / f"{name}.csv", "--output", files[name])
+        assert anodiff("calibrate", *given) == 0
+        said = capfd.readouterr().err
+        assert ("the model has learnt from 21 of these 30 normals, or from others of their group" in said) == (
+            name == "plain"
+        )
+    assert files["plain"].read_bytes() == files["split"].read_bytes()
+    counts = library.load(files["plain"]).calibrations["one-step"].counts
+    assert (counts["standardise_images"], counts["threshold_images"]) == (21, 9)
+    # two fewer are no threshold's worth
+    for path in paths[-2:]:
+        (folder / path.name).unlink()
+    assert anodiff("calibrate", tmp_path / "trained.safetensors", folder, "--output", files["short"]) == 0
+    (folder / paths[-3].name).unlink()
+    (folder / paths[-4].name).unlink()
+    assert anodiff("calibrate", tmp_path / "trained.safetensors", folder, "--output", tmp_path / "no.safetensors") == 2
+    assert "found 19 of 26 that it has" in capfd.readouterr().err
+
+
 def test_another_channel_needs_a_calibration_of_its_own(
     anodiff: Run, world: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
