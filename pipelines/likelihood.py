@@ -86,19 +86,23 @@ def run(
     common: Common = COMMON,
 ) -> Summary:
     """Measure `inputs` with a model file; returns what was done. Errors of the run as a whole are AnodiffErrors."""
-    from anodiff.engine.device import describe
+    from anodiff.engine.device import describe, resolve_device
     from anodiff.engine.loop import run_job
     from anodiff.engine.progress import Progress
     from anodiff.engine.store import ResultStore
     from anodiff.pipelines.common import file_digest
     from anodiff.pipelines.likelihood_job import LikelihoodJob
+    from anodiff.pipelines.restoring_run import computing
     from anodiff.pipelines.score import images_of
     from anodiff.pipelines.scoring import items_of_paths
+    from anodiff.restoration.chains import network_rows
     from anodiff.restoration.gradients import GradientDenoiser
 
     model = open_model(model_path, common.overrides, OPEN_KEYS)
     settings = settings_of(model, estimate, levels, solver, probes, sigma_min, bin_width, common.seed)
-    denoiser = GradientDenoiser(model.denoiser, common.device, common.precision, model.config.engine.network_batch)
+    device = resolve_device(common.device)
+    at_once = network_rows(computing(model, common)["network_batch"], model.config.engine.network_batch, device)
+    denoiser = GradientDenoiser(model.denoiser, device, common.precision, at_once)
     job = LikelihoodJob(model, denoiser, settings)
     if estimate == "discrete":
         say(f"{model.schedule.name}: {len(job.discrete_levels())} levels", common.quiet)

@@ -95,12 +95,27 @@ def test_bits_of_normal_images_are_those_of_their_density(
 
 
 def test_a_row_does_not_depend_on_its_batch_mates(model: Path, tmp_path: Path) -> None:
-    images = normal_images(tmp_path / "in", 2)
-    together = run(model, images, "--levels", 4, "--output", tmp_path / "a")
-    alone = run(model, images / "b1.png", "--levels", 4, "--batch-size", 1, "--output", tmp_path / "b")
+    images, four = normal_images(tmp_path / "in", 2), ("--levels", 4, "--set", "engine.network_batch=4")
+    together = run(model, images, *four, "--output", tmp_path / "a")
+    alone = run(model, images / "b1.png", *four, "--batch-size", 1, "--output", tmp_path / "b")
     assert (together, alone) == (0, 0)
     rows = {row["id"]: row for row in table(tmp_path / "a" / "results.csv")}
     assert rows["b1"]["bits_per_dim"] == table(tmp_path / "b" / "results.csv")[0]["bits_per_dim"]
+
+
+@pytest.mark.parametrize(("named", "expected"), [((), {1}), (("--set", "engine.network_batch=3"), {3})])
+def test_on_a_cpu_an_image_is_not_computed_several_times(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: tuple[str, ...], expected: set[int]
+) -> None:
+    images, rows, estimate = normal_images(tmp_path / "in", 1), set(), LikelihoodJob.estimate
+
+    def counted(job: LikelihoodJob, x: torch.Tensor, *arguments: Any) -> Any:
+        rows.add(len(x))
+        return estimate(job, x, *arguments)
+
+    monkeypatch.setattr(LikelihoodJob, "estimate", counted)
+    assert run(model, images, "--levels", 4, *named, "--output", tmp_path / "out") == 0
+    assert rows == expected
 
 
 def test_smooth_images_are_likelier_and_score_higher(model: Path, tmp_path: Path) -> None:
