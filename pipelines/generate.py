@@ -102,6 +102,10 @@ def main(
     animation: Annotated[
         bool, typer.Option("--animation", help="Also write the way from noise to image: OUTPUT/animations/<id>.gif.")
     ] = False,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="H,W|I,J,K", help="Of the images, or of the volumes; else that of the training."),
+    ] = None,
     real: Annotated[
         Path | None,
         typer.Option(metavar="DATA", help="Real images, best the data of the training: how near the new ones are."),
@@ -111,7 +115,8 @@ def main(
 
     Image k of a seed is always the same, however many are made; more can be added by a larger -n. The PNGs show the
     model's range [-1, 1] as black to white. A model of 3-D patches makes volumes, one that sees neighbouring slices
-    makes slabs: float32 NIfTI in [-1, 1], with the orientation and the spacing of the recipe.
+    makes slabs: float32 NIfTI in [-1, 1], with the orientation and the spacing of the recipe. --size makes larger or
+    smaller ones; a volume larger than the patch (volume.patch, the same order) is made through overlapping windows.
 
     --animation writes the way of each image from noise as a GIF, one frame a step; the report shows it.
 
@@ -123,7 +128,7 @@ def main(
     Examples:
       anodiff generate model.safetensors -n 16 --seed 0 --output out/new
       anodiff generate model.safetensors -n 64 --real data/ --output out/judged
-      anodiff generate model3d.safetensors -n 2 --output out/volumes
+      anodiff generate model3d.safetensors -n 2 --size 96,96,64 --output out/volumes
       anodiff generate model.safetensors --class diseased --guidance 2 --output out/diseased
       anodiff generate model.safetensors -n 64 --steps 100 --sampler ancestral --npy --output out/more
     """
@@ -137,6 +142,7 @@ def main(
         sampler=sampler,
         npy=npy,
         animation=animation,
+        size=size,
         real=real,
         common=common,
     )
@@ -154,12 +160,14 @@ def run(
     sampler: str | None = None,
     npy: bool = False,
     animation: bool = False,
+    size: str | None = None,
     real: Path | None = None,
     common: Common = COMMON,
 ) -> Summary:
     """Generate ``count`` images of a model file; returns what was done. Errors of the run are AnodiffErrors.
 
-    real: data set that they are compared with once all are made; it does not change them.
+    size: numbers of pixels or voxels between commas, None as in training. real: data set that they are compared with
+    once all are made; it does not change them.
     """
     from functools import partial
 
@@ -176,8 +184,11 @@ def run(
     volumes = makes_volumes(model, npy)
     if volumes and animation:
         raise ConfigError("--animation: expected a model of images, found one of volumes")
+    shape = None if size is None else sized(restorer.shape, size, volumes)
+    if shape is not None and real is not None:
+        raise ConfigError("--size: expected none with --real, whose images are compared at the size of the training")
     judged = None if real is None else judging(restorer, model, real, class_, count, npy, output, common.quiet)
-    of = {"label": class_, "guidance": guidance}
+    of = {"label": class_, "guidance": guidance, "shape": shape}
     job = (
         VolumeGenerateJob(model, restorer, output, of) if volumes else GenerateJob(restorer, output, npy, of, animation)
     )
@@ -187,6 +198,7 @@ def run(
     closing = partial(finishing, job, items, output, judged, common.quiet)
     settings = {"class": class_, "guidance": guidance, **chain_settings(model_path, model, restorer), "npy": npy}
     settings |= {"animation": True} if animation else {}
+    settings |= {} if shape is None else {"size": list(shape[1:])}
     return run_items(
         job,
         items,
@@ -200,6 +212,23 @@ def run(
         unit="volumes" if volumes else "images",
         closing=closing,
     )
+
+
+def sized(usual: tuple[int, ...] | None, text: str, volumes: bool) -> tuple[int, ...]:
+    """(C, *S) of what is made, from S as text; ``usual`` as in training. Raises ConfigError."""
+    from anodiff.errors import ConfigError
+
+    assert usual is not None
+    axes = len(usual) - 1
+    if volumes and axes == 2:
+        raise ConfigError("--size: expected none for a model of slices with neighbours, whose slabs are as in training")
+    try:
+        size = tuple(int(word) for word in text.split(","))
+    except ValueError:
+        size = ()
+    if len(size) != axes or min(size) < 1:
+        raise ConfigError(f"--size: expected {axes} numbers from 1 between commas, found {text!r}")
+    return (usual[0], *size)
 
 
 def finishing(

@@ -105,7 +105,8 @@ class Restorer:
         #: names of the classes that the model knows, and where its estimates are clamped
         self.classes: tuple[str, ...] = tuple(getattr(config, "class_names", ()))
         self.clip: float | None = getattr(model.denoiser, "clip", None)
-        self._shape = shape_of(config)
+        #: (C, *S) of what it was trained on, where known
+        self.shape = shape_of(config)
         self._schedule = getattr(model, "schedule", None) or getattr(model.denoiser, "schedule", None)
         self.sigma_max, self.sigma_min = trained_levels(diffusion, self._schedule)
         self._mean: tuple[Any, Tensor] | None = None
@@ -142,7 +143,7 @@ class Restorer:
         Raises ConfigError for no image, an unknown class or weight, or where no shape is known.
         """
         numbers = range(n) if isinstance(n, int) else n
-        shape = shape or self._shape
+        shape = shape or self.shape
         if not len(numbers) or shape is None:
             raise ConfigError(f"generate: expected at least one image of a known shape, found {n} of shape {shape}")
         check_class(self, label, guidance)

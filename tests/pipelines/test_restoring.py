@@ -72,6 +72,20 @@ def test_generate_writes_and_extends_a_run(anodiff: Run, world: Any, tmp_path: P
     assert anodiff("generate", world.raw, "-n", 3, "--seed", 1, "--npy", "--output", out, *QUICK) == 2
 
 
+def test_generated_images_may_have_another_size(
+    anodiff: Run, world: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ("-n", 2, "--steps", 2, "--device", "cpu")
+    assert anodiff("generate", world.model, *words, "--size", "24,40", "--output", tmp_path / "out") == 0
+    assert Image.open(tmp_path / "out" / "images" / "000001.png").size == (40, 24)
+    # the same folder holds no images of two sizes
+    assert anodiff("generate", world.model, *words, "--size", "32,40", "--output", tmp_path / "out") == 2
+    assert "size" in capfd.readouterr().err
+    real = ("--real", world.data, "--output", tmp_path / "judged")
+    assert anodiff("generate", world.model, *words, "--size", "24,40", *real) == 2
+    assert "--size: expected none with --real" in capfd.readouterr().err
+
+
 def test_denoise_keeps_grid_and_values_and_lists_broken_files(
     anodiff: Run, world: Any, inputs: Path, tmp_path: Path
 ) -> None:

@@ -254,6 +254,16 @@ def test_generated_volumes_have_the_recipe_s_grid(anodiff: Run, tmp_path: Path, 
     assert (out / "report.html").read_text().count("data:image/") == 2
 
 
+def test_generated_volumes_may_be_larger_than_the_patch(anodiff: Run, tmp_path: Path) -> None:
+    model, out = saved(tmp_path / "model.safetensors", "patches"), tmp_path / "out"
+    words = ("--device", "cpu", "--steps", 16, "--size", "20,9,24")
+    assert anodiff("generate", model, "-n", 1, "--output", out, *words) == 0
+    values = voxels(out / "images" / "000000.nii.gz")
+    assert values.shape == (20, 9, 24)
+    assert values.std() == pytest.approx(SPREAD, rel=0.1)
+    assert values[:, :, 16:].std() == pytest.approx(SPREAD, rel=0.15)  # also beyond the first window
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -288,9 +298,12 @@ def test_unusable_arguments_are_one_sentence(
     [
         (("--animation",), "--animation: expected a model of images"),
         (("--real",), "--real: expected a model of images"),
+        (("--size", "20,20"), "--size: expected 3 numbers from 1 between commas, found '20,20'"),
+        (("--size", "20,20,0"), "--size: expected 3 numbers"),
+        (("--size", "large"), "--size: expected 3 numbers"),
     ],
 )
-def test_volumes_are_neither_animated_nor_judged(
+def test_volumes_are_neither_animated_nor_judged_nor_flat(
     anodiff: Run, tmp_path: Path, words: tuple[str, ...], says: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     model = saved(tmp_path / "model.safetensors", "patches")
