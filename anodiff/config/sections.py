@@ -175,7 +175,7 @@ class DiffusionConfig(Section):
     noise_scale: Literal["unit", "published"] = "unit"
     #: ``foreground`` trains on images whose background (within 5 % of the range above the darkest value) stays clean;
     #: ``box`` on noise in one box of half each side alone, which alone is asked for (for presets with where: boxes)
-    noise_where: Literal["all", "foreground", "box"] = "all"
+    noise_where: Literal["all", "foreground", "box", "parts"] = "all"
     #: rectangles of the image that the denoiser is shown otherwise and asked for as they were: black, or without their
     #: fine or coarse detail
     mask: Literal["none", "pixels", "frequency"] = "none"
@@ -190,7 +190,10 @@ class DiffusionConfig(Section):
 
     @model_validator(mode="after")
     def _bound_is_of_noise(self) -> DiffusionConfig:
-        if (self.mask != "none" or self.noise_where == "box") and "learned" in (self.schedule, self.variance):
+        if (self.mask != "none" or self.noise_where in ("box", "parts")) and "learned" in (
+            self.schedule,
+            self.variance,
+        ):
             raise ValueError(
                 "a learned schedule or variance is of noise on whole images: expected mask none and noise_where all, "
                 f"found {self.mask} and {self.noise_where}"

@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from anodiff.diffusion.objective import foreground_of
 from anodiff.diffusion.philox import philox, split_key
@@ -26,7 +27,11 @@ SIDES = (0.09, 0.18)
 HALF_WIDTHS = (2, 10)
 PAPER_PX = 96
 #: marks the random words of masks and boxes, which the noise of the same key does not use
-MASK_WORDS, BOX_WORDS = 0x6D61736B, 0x626F7865
+MASK_WORDS, BOX_WORDS, PART_WORDS = 0x6D61736B, 0x626F7865, 0x70617274
+#: random numbers along an axis that the outlines of parts follow: large bays, small inlets
+PART_GRIDS = (3, 8)
+#: of an image, in parts at most; small shares are likelier
+MOST_PARTS = 0.5
 
 
 def masked(clean: Tensor, kind: Mask, keys: Tensor) -> Tensor:
@@ -95,6 +100,24 @@ def random_boxes(size: Sequence[int], keys: Tensor) -> Tensor:
         edges = torch.full_like(start, edge)
         found &= _between(start[:, None], edges[:, None], found.shape[:1] + found.shape[2:], axis)
     return found
+
+
+def random_parts(size: Sequence[int], keys: Tensor) -> Tensor:
+    """Parts of any outline, MOST_PARTS u^2 of an image, u uniform in [0, 1), at least one pixel; -> bool (N, 1, *size).
+
+    They are where a smooth random field is highest, as Zavrtanik et al. 2021 (DRAEM) place what they plant.
+    """
+    rank, linear = len(size), {2: "bilinear", 3: "trilinear"}[len(size)]
+    numbers = [grid**rank for grid in PART_GRIDS]
+    share, *grids = uniforms(keys, 1 + sum(numbers), PART_WORDS).split([1, *numbers], dim=1)
+    field = sum(
+        F.interpolate(u.view(-1, 1, *[grid] * rank), tuple(size), mode=linear, align_corners=True)
+        for u, grid in zip(grids, PART_GRIDS, strict=True)
+    )
+    assert isinstance(field, Tensor)
+    heights = field.flatten(1).sort(dim=1, descending=True).values
+    last = (MOST_PARTS * share.square() * heights.shape[1]).long()
+    return field >= heights.gather(1, last).view(-1, *[1] * (rank + 1))
 
 
 def bounding_box(inside: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,7 +38,7 @@ from anodiff.model import build_denoiser, schedule_of
 from anodiff.training.augment import NUMBERS
 from anodiff.training.ema import EMA
 from anodiff.training.examples import Drawn, Examples, ImageExamples
-from anodiff.training.masking import masked, random_boxes
+from anodiff.training.masking import masked, random_boxes, random_parts
 from anodiff.training.processes import Processes
 
 #: how often (in updates) the loss is brought to the host, shown and checked
@@ -312,6 +312,8 @@ class Trainer:
         elif diffusion.noise_where == "box":
             where = random_boxes(clean.shape[2:], keys)
             noise = noise * where
+        elif diffusion.noise_where == "parts":
+            noise = noise * random_parts(clean.shape[2:], keys)
         if diffusion.mask != "none":
             shown = masked(clean, diffusion.mask, keys)
         sigma, weight = self._levels(u)
