@@ -174,7 +174,8 @@ class DiffusionConfig(Section):
     noise: Literal["gaussian", "simplex", "pyramid", "coarse", "mixed"] = "gaussian"
     noise_scale: Literal["unit", "published"] = "unit"
     #: ``foreground`` trains on images whose background (within 5 % of the range above the darkest value) stays clean;
-    #: ``box`` on noise in one box of half each side alone, which alone is asked for (for presets with where: boxes)
+    #: ``box`` on noise in one box of half each side alone, which alone is asked for (for presets with where: boxes);
+    #: ``parts`` on noise in parts of any outline, up to half the image, and all of the image is asked for
     noise_where: Literal["all", "foreground", "box", "parts"] = "all"
     #: rectangles of the image that the denoiser is shown otherwise and asked for as they were: black, or without their
     #: fine or coarse detail

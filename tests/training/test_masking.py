@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.interpolate import RegularGridInterpolator
 
 from anodiff.config import parse_config
 from anodiff.diffusion.objective import denoising_loss, foreground_of
@@ -15,14 +16,18 @@ from anodiff.errors import ConfigError
 from anodiff.training import Trainer
 from anodiff.training.masking import (
     BOX_WORDS,
+    MOST_PARTS,
     MOST_RECTANGLES,
     PAPER_PX,
+    PART_GRIDS,
+    PART_WORDS,
     SIDES,
     bounding_box,
     filtered,
     half_widths,
     masked,
     random_boxes,
+    random_parts,
     rectangles,
     uniforms,
 )
@@ -135,6 +140,30 @@ def test_a_box_has_half_of_each_side_at_every_place(size: tuple[int, ...]) -> No
         assert first[:, axis].unique().tolist() == list(range(side - edge + 1))
 
 
+@pytest.mark.parametrize("size", [(24, 17), (12, 9, 10)])
+def test_parts_are_where_a_smooth_random_field_is_highest(size: tuple[int, ...]) -> None:
+    """The field by scipy's linear interpolation in float64, the share by sorting."""
+    keys, rank, total = KEYS[:40], len(size), int(np.prod(size))
+    found = random_parts(size, keys)
+    assert found.shape == (40, 1, *size)
+    u = uniforms(keys, 1 + sum(grid**rank for grid in PART_GRIDS), PART_WORDS).double().numpy()
+    at = np.stack(np.meshgrid(*[np.linspace(0, 1, side) for side in size], indexing="ij"), axis=-1)
+    for row in range(40):
+        field, begin = np.zeros(size), 1
+        for grid in PART_GRIDS:
+            values = u[row, begin : begin + grid**rank].reshape([grid] * rank)
+            field += RegularGridInterpolator([np.linspace(0, 1, grid)] * rank, values)(at)
+            begin += grid**rank
+        count = int(MOST_PARTS * u[row, 0] ** 2 * total) + 1
+        inside = found[row, 0].numpy()
+        assert abs(int(inside.sum()) - count) <= 1
+        lowest, highest = field[inside].min(), field[~inside].max()
+        assert lowest > highest - 1e-5
+    shares = random_parts(size, KEYS).flatten(1).double().mean(dim=1)
+    assert shares.mean().item() == pytest.approx(MOST_PARTS / 3, rel=0.15)
+    assert shares.max() <= MOST_PARTS + 1 / total
+
+
 def test_the_loss_asks_for_the_original_inside_the_box() -> None:
     """Spelt out in float64: the mean over the pixels of the box of the squared error against the unmasked image."""
     clean, shown, noise = (torch.randn(3, 2, 6, 6) for _ in range(3))
@@ -179,7 +208,25 @@ def test_a_trainer_shows_masked_images_with_noise_in_a_box(tiny_recipe: dict[str
     assert torch.isfinite(trainer.step())
 
 
-@pytest.mark.parametrize("changes", [{"mask": "pixels"}, {"noise_where": "box"}])
+def test_a_trainer_asks_for_all_of_an_image_that_is_noisy_in_parts(tiny_recipe: dict[str, Any]) -> None:
+    images = brain(8, 16, 16)
+    trainer = Trainer(
+        recipe(tiny_recipe, noise_where="parts"), images, images, device=torch.device("cpu"), precision="fp32"
+    )
+    seen: list[torch.Tensor] = []
+    trainer.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    loss = trainer._denoising_loss(trainer.denoiser, trainer.validation, torch.full((8,), 0.5), KEYS[:8])
+    sigma, weight = (float(each[0]) for each in trainer._levels(torch.tensor([0.5])))
+    shown = seen[0] * (sigma**2 + trainer.config.diffusion.sigma_data**2) ** 0.5  # c_in of edm
+    noisy = random_parts((16, 16), KEYS[:8]).expand_as(shown)
+    torch.testing.assert_close(shown[~noisy], images[~noisy], atol=1e-5, rtol=1e-5)
+    assert ((shown - images)[noisy] != 0).float().mean() > 0.99
+    answer = trainer.denoiser(shown, torch.full((8,), sigma))
+    expected = weight * (answer - images).square().flatten(1).mean(1)
+    torch.testing.assert_close(loss.float(), expected.float(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"mask": "pixels"}, {"noise_where": "box"}, {"noise_where": "parts"}])
 @pytest.mark.parametrize("learned", [{"variance": "learned"}, {"schedule": "learned"}])
 def test_the_bound_is_not_of_masked_images(
     tiny_recipe: dict[str, Any], changes: dict[str, str], learned: dict[str, str]
