@@ -21,8 +21,15 @@ WEIGHTLESS = ("name", "preprocess.max_pixels", "training.validate_every_images",
 #: what makes of a recipe the same one trained on other noise, or for another method: its own noise, a peer's due
 VARIANTS: dict[str, tuple[str, ...]] = {
     "coarse": (),
-    # the same noise, images and updates, a transformer of as many weights (2.7 million) instead of the U-Net
-    "dit": ("network.kind=dit", "network.patch=4", "network.width=128", "network.depth=9"),
+    # the same noise, images and updates, a transformer of as many weights (2.7 million) instead of the U-Net; it is
+    # told where its patches are as it is
+    "dit": (
+        "network.kind=dit",
+        "network.patch=4",
+        "network.width=128",
+        "network.depth=9",
+        "network.position=false",
+    ),
     "white": ("diffusion.noise=gaussian", "presets.default={}"),
     # half white, for all that is restored or drawn, half the recipe's own pyramid noise, to detect with
     "mixed": ("diffusion.noise=mixed",),
