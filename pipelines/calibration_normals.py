@@ -73,7 +73,7 @@ def read_normals(
     fitting, threshold = normal_parts(samples)
     deciding = read(threshold, limits.threshold_images)
     if fitting is None and not allow_trained and learnt_from_most(model, deciding.hashes):
-        every = read(threshold, len(threshold))
+        every = deciding if len(threshold) <= limits.threshold_images else read(threshold, len(threshold))
         new = rows_of_new_groups(model, every)
         if len(new) >= FEWEST_NEW:
             old = sorted(set(range(len(every))) - set(new))

@@ -10,7 +10,7 @@ import typer
 
 from anodiff.errors import ConfigError
 from anodiff.pipelines.common import COMMON, Common, Model, Output, Preset, say, with_common
-from anodiff.pipelines.restoring_options import Inputs, Npy, Sampler, Solver, Steps
+from anodiff.pipelines.restoring_options import Average, Inputs, Npy, Sampler, Solver, Steps, drawing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +55,7 @@ def main(
     solver: Solver = "matched",
     steps: Steps = 32,
     sampler: Sampler = None,
+    average: Average = 1,
     npy: Npy = False,
 ) -> None:
     """Fill holes of images or volumes: OUTPUT/images/ on their own grid and in their own values, and report.html.
@@ -70,6 +71,7 @@ def main(
     Examples:
       anodiff inpaint model.safetensors scans/ --mask masks/ --output out/filled
       anodiff inpaint model.safetensors scan.png --box 40,52,24,24 --output out/filled
+      anodiff inpaint model.safetensors scan.png --box 40,52,48,48 --solver resampled --average 2 --output out/large
       anodiff inpaint model3d.safetensors scan.nii.gz --mask lesion.nii.gz --output out/filled
       anodiff inpaint model.safetensors scans/ --where-anomalous --output out/pseudo-healthy
     """
@@ -84,6 +86,7 @@ def main(
         solver=solver,
         steps=steps,
         sampler=sampler,
+        average=average,
         npy=npy,
         common=common,
     )
@@ -102,6 +105,7 @@ def run(
     solver: str = "matched",
     steps: int = 32,
     sampler: str | None = None,
+    average: int = 1,
     npy: bool = False,
     common: Common = COMMON,
 ) -> Summary:
@@ -126,7 +130,11 @@ def run(
     assert shape is not None
     restorer = Restorer(model, steps=steps, sampler=sampler, **computing(model, common))
     restorer.check(Mask(torch.zeros(shape[1:], dtype=torch.bool)), shape, solver=solver)
-    settings: dict[str, Any] = {"solver": solver}
+    settings: dict[str, Any] = {"solver": solver, "average": average}
+
+    def filled(images: Tensor, holes: Tensor) -> Restored:
+        return restorer.inpaint(images, holes, solver=solver, **drawing(average)).averaged()
+
     given = (model_path, model, restorer, inputs, settings)
     if volumes:
         mask_of = volume_mask_source(mask, box)
@@ -135,7 +143,7 @@ def run(
 
         def fill(batch: Batch) -> tuple[Restored, Tensor | None]:
             assert batch.masks is not None
-            return restorer.inpaint(batch.images, batch.masks, solver=solver), None
+            return filled(batch.images, batch.masks), None
 
         volume_job = VolumeRestoringJob(
             model, fill, output, mask_of=mask_of, find=found, average=False,
@@ -150,7 +158,7 @@ def run(
     def task(batch: Batch) -> tuple[Restored, Tensor | None]:
         masks = batch.masks if find is None else find(batch)
         assert masks is not None
-        return restorer.inpaint(batch.images, masks, solver=solver), None if find is None else masks
+        return filled(batch.images, masks), None if find is None else masks
 
     job = RestoringJob(model, task, output, mask_of=source, npy=npy, blind=True)
     return run_restoring(job, *given, name="inpaint", common=common, closing=told)

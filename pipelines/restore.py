@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from anodiff.errors import ConfigError, InputError
 from anodiff.pipelines.common import COMMON, Common, Model, Output, open_model, with_common
-from anodiff.pipelines.restoring_options import OPEN_KEYS, SOLVER_NAMES, Inputs, Npy, Sampler, Steps
+from anodiff.pipelines.restoring_options import OPEN_KEYS, SOLVER_NAMES, Average, Inputs, Npy, Sampler, Steps, drawing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +46,7 @@ def main(
     sigma_y: Annotated[float, typer.Option(min=0, help="Noise of the measurement, in units of [-1, 1].")] = 0.0,
     steps: Steps = 32,
     sampler: Sampler = None,
+    average: Average = 1,
     npy: Npy = False,
 ) -> None:
     """Undo a known loss: OUTPUT/images/ in the inputs' own values, results.csv and report.html.
@@ -75,6 +76,7 @@ def main(
         sigma_y=sigma_y,
         steps=steps,
         sampler=sampler,
+        average=average,
         npy=npy,
         common=common,
     )
@@ -91,6 +93,7 @@ def run(
     sigma_y: float = 0.0,
     steps: int = 32,
     sampler: str | None = None,
+    average: int = 1,
     npy: bool = False,
     common: Common = COMMON,
 ) -> Summary:
@@ -125,12 +128,13 @@ def run(
         )
     source = _missing(known) if isinstance(known, Slices) else mask_source(mask, None, config.max_pixels)
     restorer = Restorer(model, steps=steps, sampler=sampler, **computing(model, common))
+    options: dict[str, Any] = {"solver": solver, "sigma_y": sigma_y, **drawing(average)}
 
     def task(batch: Batch) -> tuple[Restored, Tensor | None]:
         if known is None:
             assert batch.masks is not None
-            return restorer.inpaint(batch.images, batch.masks, solver=solver, sigma_y=sigma_y), None
-        return restorer.restore(None, known, _measured(known, batch.images), solver=solver, sigma_y=sigma_y), None
+            return restorer.inpaint(batch.images, batch.masks, **options).averaged(), None
+        return restorer.restore(None, known, _measured(known, batch.images), **options).averaged(), None
 
     job = RestoringJob(
         model,
@@ -152,7 +156,13 @@ def run(
         model,
         restorer,
         inputs,
-        {"operator": operator, "solver": solver, "sigma_y": sigma_y, **mask_settings(mask, None)},
+        {
+            "operator": operator,
+            "solver": solver,
+            "sigma_y": sigma_y,
+            "average": average,
+            **mask_settings(mask, None),
+        },
         name="restore",
         common=common,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,4 +20,15 @@ MaskFile = Annotated[
     Path | None, typer.Option(metavar="FILE|FOLDER", help="One mask for all, or a folder of <name>.png; white = True.")
 ]
 Box = Annotated[str | None, typer.Option(metavar="Y,X,H,W", help="A box in pixels of the file.")]
+Average = Annotated[
+    int,
+    typer.Option(
+        min=1, help="Writes the mean of so many samples, even numbers in pairs of opposite noise: less error, smoother."
+    ),
+]
 Solver = Annotated[str, typer.Option(help=f"One of {', '.join(SOLVER_NAMES)}.")]
+
+
+def drawing(average: int) -> dict[str, Any]:
+    """How the Restorer draws the samples of ``--average``."""
+    return {"samples": average, "antithetic": average % 2 == 0}

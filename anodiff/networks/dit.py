@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +25,16 @@ LONGEST = 10_000.0
 FEATURE_MAPS = 3
 
 
-def positions(grid: Sequence[int], width: int) -> Tensor:
-    """Sin-cos encoding of a grid of patches: (patches, width) float32, row-major.
+def positions(grid: Sequence[int], width: int, device: torch.device | None = None) -> Tensor:
+    """Sin-cos encoding of a grid of patches: (patches, width) float32, row-major, made on the ``device``.
 
     An equal share of the width for each axis: sines, then cosines, of the patch's distance from the centre on a
     geometric ladder of frequencies (Vaswani et al. 2017); what the axes cannot share is 0.
     """
     count = width // (2 * len(grid))
-    ladder = torch.exp(torch.arange(count, dtype=torch.float64) * (-math.log(LONGEST) / max(count, 1)))
-    axes = [torch.arange(size, dtype=torch.float64) - (size - 1) / 2 for size in grid]
+    there: dict[str, Any] = {"dtype": torch.float64, "device": device}
+    ladder = torch.exp(torch.arange(count, **there) * (-math.log(LONGEST) / max(count, 1)))
+    axes = [torch.arange(size, **there) - (size - 1) / 2 for size in grid]
     places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, len(grid))
     angles = places[:, :, None] * ladder
     encoded = torch.cat([angles.sin(), angles.cos()], dim=2).flatten(1)
@@ -171,7 +173,7 @@ class DiT(nn.Module):
         folded = fold(pad(x, self.patch), self.patch)
         grid = list(folded.shape[2:])
         tokens = self.inlet(folded.flatten(2).transpose(1, 2))
-        return tokens + positions(grid, self.width).to(tokens), grid
+        return tokens + positions(grid, self.width, tokens.device).to(tokens), grid
 
     def _map(self, tokens: Tensor, grid: list[int]) -> Tensor:
         return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *grid)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,8 @@ from anodiff.networks.embedding import NoiseEmbedding
 from anodiff.networks.grids import crop, fold, pad, unfold
 
 #: of the waves that tell where a voxel lies, in voxels of the image: from a small part of it to far more than all of it
-WAVELENGTHS = (16, 32, 64, 128, 256, 512)
+SHORTEST, OCTAVES = 16, 6
+WAVELENGTHS = tuple(SHORTEST * 2**octave for octave in range(OCTAVES))
 CONVOLUTION: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
@@ -27,14 +29,16 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels)
 
 
-def waves(grid: Sequence[int], step: int) -> Tensor:
+def waves(grid: Sequence[int], step: int, device: torch.device | None = None) -> Tensor:
     """Where each voxel of a grid lies: (1, 2 len(WAVELENGTHS) axes, *grid) float32, sines and cosines along each axis.
 
     Counted from the centre in voxels of the image, of which ``step`` lie between two of the grid: a larger image adds
-    places at its rim and changes none inside, as in `anodiff.networks.dit.positions`.
+    places at its rim and changes none inside, as in `anodiff.networks.dit.positions`. Made on the ``device``: a copy to
+    it at every call would wait for the host.
     """
-    rates = 2 * math.pi * step / torch.tensor(WAVELENGTHS, dtype=torch.float64)
-    axes = [torch.arange(size, dtype=torch.float64) - (size - 1) / 2 for size in grid]
+    there: dict[str, Any] = {"dtype": torch.float64, "device": device}
+    rates = 2 * math.pi * step / (SHORTEST * 2 ** torch.arange(OCTAVES, **there))
+    axes = [torch.arange(size, **there) - (size - 1) / 2 for size in grid]
     angles = [rates[:, None] * axis for axis in axes]
     along = [torch.cat([each.sin(), each.cos()]) for each in angles]
     spread = [
@@ -207,7 +211,7 @@ class UNet(nn.Module):
         """The deepest activation, the skips for the decoder, and the last activation at each resolution."""
         h = self.inlet(fold(pad(x, self.multiple), self.stem))
         if self.place is not None:
-            h = h + self.place(waves(h.shape[2:], self.stem).to(h))
+            h = h + self.place(waves(h.shape[2:], self.stem, h.device).to(h))
         skips, levels = [h], []
         for level_blocks, down in zip(self.encoder, self.down, strict=True):
             for stage in level_blocks:  # type: ignore[attr-defined]

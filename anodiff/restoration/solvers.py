@@ -35,7 +35,8 @@ RESIDUAL_LEFT = 0.9
 #: the root mean square of a correction, in standard deviations of the data, beyond which it is none of data
 LARGEST_CORRECTION = 3.0
 PROXIMAL_WEIGHT = 1.0
-RESAMPLINGS = 5
+#: as published
+RESAMPLINGS = 10
 
 
 class Posterior(ABC):

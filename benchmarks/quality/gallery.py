@@ -80,8 +80,9 @@ def main(words: list[str] | None = None) -> None:
         draw: Figure = FIGURES[name]
         kind = "volume" if name == "volume" else "phantoms"
         if kind == "volume":
-            if not chosen.volumes.is_dir():
-                print(f"left out volume: expected a folder of the patients of open_ms, found no {chosen.volumes}")
+            held = chosen.volumes / HELD
+            if not held.is_dir():
+                print(f"left out volume: expected a folder of the patients of open_ms, found no {held}")
                 continue
             draw = partial(volume_filled, chosen.volumes)
         if kind not in models:

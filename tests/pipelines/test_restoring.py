@@ -257,6 +257,36 @@ def test_restore_agrees_with_what_was_measured(
         assert "expected 16x16" in world.read_table(tmp_path / "b" / "results.csv")[0]["error"]
 
 
+@pytest.mark.parametrize(("average", "solver"), [(2, "resampled"), (3, "proximal")])
+def test_the_mean_of_samples_is_what_average_writes(
+    anodiff: Run, world: Any, tmp_path: Path, average: int, solver: str
+) -> None:
+    """Beside the samples that the library draws; even numbers in pairs of opposite noise."""
+    values = np.random.default_rng(0).random((16, 16), dtype=np.float32)
+    np.save(tmp_path / "a.npy", values)
+    hole = np.zeros((16, 16), dtype=np.uint8)
+    hole[4:10, 4:10] = 255
+    Image.fromarray(hole).save(tmp_path / "hole.png")
+    model = load(world.raw)
+    image, _ = model.prepare([str(tmp_path / "a.npy")])
+    missing = torch.from_numpy(hole > 0)
+    restorer = Restorer(model, steps=2, device="cpu")
+    options = {"solver": solver, "samples": average, "antithetic": average == 2}
+    samples = restorer.inpaint(torch.where(missing, 0, image), missing, **options).samples
+    assert samples is not None
+    assert not torch.equal(samples[0, 0], samples[0, 1])
+    words = ("--solver", solver, "--average", average, "--npy", *QUICK)
+    for job, where in (
+        ("inpaint", ("--mask", tmp_path / "hole.png")),
+        ("restore", ("--operator", f"mask:{tmp_path / 'hole.png'}")),
+    ):
+        out = tmp_path / job
+        assert anodiff(job, world.raw, tmp_path / "a.npy", *where, *words, "--output", out) == 0
+        found = np.load(out / "arrays" / "a.npy") * 2 - 1
+        np.testing.assert_allclose(found, samples[0].numpy().mean(axis=0)[0].clip(-1, 1), atol=2e-6)
+        assert int(world.read_table(out / "results.csv")[0]["nfe"]) % average == 0
+
+
 @pytest.mark.parametrize("intensity", [{}, {"kind": "robust", "clip": 4}], ids=["unit_range", "robust"])
 def test_what_a_hole_holds_is_not_looked_at(
     anodiff: Run, world: Any, inputs: Path, tmp_path: Path, intensity: dict[str, Any]
