@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from anodiff.errors import ConfigError
-from anodiff.pipelines.common import COMMON, Common, Model, Output, open_model, with_common
-from anodiff.pipelines.restoring_options import OPEN_KEYS, Box, Inputs, MaskFile, Npy, Sampler, Steps
+from anodiff.pipelines.common import COMMON, Common, Model, Output, with_common
+from anodiff.pipelines.restoring_options import Box, Inputs, MaskFile, Npy, Sampler, Steps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,10 +44,11 @@ def main(
     sampler: Sampler = None,
     npy: Npy = False,
 ) -> None:
-    """Edit images: OUTPUT/images/ on their own grid and in their own values, results.csv and report.html.
+    """Edit images or volumes: OUTPUT/images/ on their own grid and in their own values, results.csv and report.html.
 
     Noise is put on and taken off again by the model: what the level drowns becomes what the model has learnt. With a
-    mask only the white part changes, and pixels outside are written as they were read.
+    mask only the white part changes, and pixels outside are written as they were read. Volumes (NIfTI, MGH, folders of
+    DICOM) become NIfTI on their own grid; a model of slices edits them one by one, along the first of its axes.
 
     With --class, of a model trained with classes: what would the images look like in that one? The difference is in
     maps/ in the file's values (input minus result), in heatmaps/ on one scale, and in results.csv.
@@ -57,6 +58,7 @@ def main(
       anodiff edit model.safetensors sketches/ --sigma 0.5 --output out/edited
       anodiff edit model.safetensors scan.png --sigma 1 --mask lesion.png --output out/edited
       anodiff edit model.safetensors scan.png --strength 0.3 --box 40,52,24,24 --output out/edited
+      anodiff edit model3d.safetensors scan.nii.gz --sigma 1 --mask lesion.nii.gz --output out/edited
       anodiff edit model.safetensors scans/ --class healthy --from-class diseased --sigma 1 --output out/healthy
     """
     summary = run(
@@ -102,6 +104,9 @@ def run(
     from anodiff.pipelines.restoring import RestoringJob, run_restoring
     from anodiff.pipelines.restoring_masks import mask_settings, mask_source
     from anodiff.pipelines.restoring_run import computing
+    from anodiff.pipelines.volume_masks import volume_mask_settings, volume_mask_source
+    from anodiff.pipelines.volume_restoring import open_restoring, run_volumes
+    from anodiff.pipelines.volume_restoring_job import VolumeRestoringJob
     from anodiff.restoration import Restorer
 
     if (sigma is None) == (strength is None):
@@ -113,21 +118,22 @@ def run(
             sigma=sigma, strength=strength, mask=mask, box=box, steps=steps, sampler=sampler, npy=npy, common=common,
         )  # fmt: skip
     counterfactual.refuse_alone(target)
-    model = open_model(model_path, common.overrides, OPEN_KEYS)
-    source = mask_source(mask, box, model.config.preprocess.max_pixels)
+    model, volumes = open_restoring(model_path, inputs, common)
     restorer = Restorer(model, steps=steps, sampler=sampler, **computing(model, common))
     restorer.edit_level(sigma, strength)
 
     def task(batch: Batch) -> tuple[Restored, Tensor | None]:
         return restorer.edit(batch.images, sigma, batch.masks, strength=strength), None
 
-    return run_restoring(
-        RestoringJob(model, task, output, mask_of=source, npy=npy),
-        model_path,
-        model,
-        restorer,
-        inputs,
-        {"sigma": sigma, "strength": strength, **mask_settings(mask, box)},
-        name="edit",
-        common=common,
-    )
+    settings: dict[str, Any] = {"sigma": sigma, "strength": strength}
+    given = (model_path, model, restorer, inputs, settings)
+    if volumes:
+        volume_job = VolumeRestoringJob(
+            model, task, output, mask_of=volume_mask_source(mask, box), average=False, blind=False,
+            at_once=common.images_at_once,
+        )  # fmt: skip
+        settings |= volume_mask_settings(mask, box)
+        return run_volumes(volume_job, *given, name="edit", common=common, npy=npy)
+    source = mask_source(mask, box, model.config.preprocess.max_pixels)
+    settings |= mask_settings(mask, box)
+    return run_restoring(RestoringJob(model, task, output, mask_of=source, npy=npy), *given, name="edit", common=common)

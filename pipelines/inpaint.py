@@ -10,7 +10,17 @@ import typer
 
 from anodiff.errors import ConfigError
 from anodiff.pipelines.common import COMMON, Common, Model, Output, Preset, say, with_common
-from anodiff.pipelines.restoring_options import Average, Inputs, Npy, Sampler, Solver, Steps, drawing
+from anodiff.pipelines.restoring_options import (
+    Average,
+    Box,
+    Inputs,
+    MaskFile,
+    Npy,
+    Sampler,
+    Solver,
+    Steps,
+    drawing,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,17 +47,8 @@ def main(
     inputs: Inputs,
     output: Output,
     common: Common,
-    mask: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE|FOLDER",
-            help="One mask for all, or a folder of <name>.png, of volumes <name>.nii.gz; white = True.",
-        ),
-    ] = None,
-    box: Annotated[
-        str | None,
-        typer.Option(metavar="Y,X,H,W", help="A box in pixels of the file; of volumes Z,Y,X,D,H,W."),
-    ] = None,
+    mask: MaskFile = None,
+    box: Box = None,
     where_anomalous: Annotated[
         bool, typer.Option("--where-anomalous", help="Where the model's map exceeds what 1 % of normal pixels do.")
     ] = False,

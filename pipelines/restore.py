@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anodiff.errors import ConfigError, InputError
-from anodiff.pipelines.common import COMMON, Common, Model, Output, open_model, with_common
-from anodiff.pipelines.restoring_options import OPEN_KEYS, SOLVER_NAMES, Average, Inputs, Npy, Sampler, Steps, drawing
+from anodiff.pipelines.common import COMMON, Common, Model, Output, with_common
+from anodiff.pipelines.restoring_options import SOLVER_NAMES, Average, Inputs, Npy, Sampler, Steps, drawing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,11 +60,15 @@ def main(
     and pixels that were measured are written as they were read, and the averages of a larger image are the small one
     (where its size is the model's over the factor, so that nothing is resized).
 
+    Volumes (NIfTI, MGH, folders of DICOM) become NIfTI on their own grid: mask:FILE, blur, and slices, whose axis
+    counts z, y, x from 0. A model of slices restores them one by one, along the first of its axes.
+
     \b
     Examples:
       anodiff restore model.safetensors small/ --operator superres:2 --output out/large
       anodiff restore model.safetensors blurred/ --operator blur:gaussian:1.5 --sigma-y 0.02 --output out/sharp
       anodiff restore model.safetensors scans/ --operator kspace:4x --solver proximal --output out/full
+      anodiff restore model3d.safetensors scan.nii.gz --operator slices:missing:4 --output out/filled
       anodiff restore model.safetensors photos/ --operator jpeg:30 --output out/unblocked
     """
     summary = run(
@@ -105,8 +109,9 @@ def run(
     from anodiff.pipelines.restoring import RestoringJob, run_restoring
     from anodiff.pipelines.restoring_masks import mask_settings, mask_source
     from anodiff.pipelines.restoring_run import computing
+    from anodiff.pipelines.volume_restoring import open_restoring
     from anodiff.restoration import Jpeg, KSpace, Mask, Restorer, Slices, SuperResolution
-    from anodiff.restoration.arguments import solver_name
+    from anodiff.restoration.arguments import shape_of, solver_name
     from anodiff.restoration.parse import parse_operator
 
     name, _, file = operator.partition(":")
@@ -114,9 +119,22 @@ def run(
         raise ConfigError(f"--operator: expected mask:FILE, found {operator!r}")
     mask = Path(file) if name == "mask" else None
     known = None if mask is not None else parse_operator(operator)
-    model = open_model(model_path, common.overrides, OPEN_KEYS)
-    config = model.config.preprocess
-    solver = solver_name(solver, known or Mask(torch.zeros(config.size, dtype=torch.bool)))
+    model, volumes = open_restoring(model_path, inputs, common)
+    config, shape = model.config.preprocess, shape_of(model.config)
+    assert shape is not None
+    missing = Mask(torch.zeros(shape[1:], dtype=torch.bool))
+    solver = solver_name(solver, known or missing)
+    restorer = Restorer(model, steps=steps, sampler=sampler, **computing(model, common))
+    options: dict[str, Any] = {"solver": solver, "sigma_y": sigma_y, **drawing(average)}
+    settings = {"operator": operator, "solver": solver, "sigma_y": sigma_y, "average": average}
+    if volumes:
+        from anodiff.pipelines import volume_restore
+
+        restorer.check(known or missing, shape, solver=solver, sigma_y=sigma_y)
+        return volume_restore.run(
+            model_path, model, restorer, inputs, output, known,
+            mask=mask, options=options, settings=settings, npy=npy, common=common,
+        )  # fmt: skip
     if isinstance(known, Jpeg) and config.channels not in (1, 3):
         raise ConfigError(
             f"--operator jpeg: expected a model of grey or colour images, found one of {config.channels} channels"
@@ -127,8 +145,6 @@ def run(
             f"{config.intensity.kind}"
         )
     source = _missing(known) if isinstance(known, Slices) else mask_source(mask, None, config.max_pixels)
-    restorer = Restorer(model, steps=steps, sampler=sampler, **computing(model, common))
-    options: dict[str, Any] = {"solver": solver, "sigma_y": sigma_y, **drawing(average)}
 
     def task(batch: Batch) -> tuple[Restored, Tensor | None]:
         if known is None:
@@ -148,21 +164,14 @@ def run(
         refuse=partial(_refuse_no_jpeg, config.channels) if isinstance(known, Jpeg) else None,
         blind=True,
     )
-    missing = Mask(torch.zeros(config.size, dtype=torch.bool))
-    restorer.check(known or missing, (config.channels, *config.size), solver=solver, sigma_y=sigma_y)
+    restorer.check(known or missing, shape, solver=solver, sigma_y=sigma_y)
     return run_restoring(
         job,
         model_path,
         model,
         restorer,
         inputs,
-        {
-            "operator": operator,
-            "solver": solver,
-            "sigma_y": sigma_y,
-            "average": average,
-            **mask_settings(mask, None),
-        },
+        {**settings, **mask_settings(mask, None)},
         name="restore",
         common=common,
     )

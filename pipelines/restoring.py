@@ -102,8 +102,8 @@ class RestoringJob:
         volume = model.config.volume
         if model.config.video is not None or (volume is not None and (volume.mode == "patches" or volume.neighbours)):
             raise ConfigError(
-                f"expected a model of images, found one of {'volumes' if volume is not None else 'clips'} (generate, "
-                "denoise and inpaint take volumes)"
+                f"expected a model of images, which is all that this job takes, found one of "
+                f"{'volumes' if volume is not None else 'clips'}"
             )
         config = model.config.preprocess
         height, width = config.size

@@ -17,9 +17,15 @@ Sampler = Annotated[str | None, typer.Option(help="dpmpp, heun, ddim or ancestra
 Npy = Annotated[bool, typer.Option("--npy", help="Also write float32 values, unrounded, as OUTPUT/arrays/<id>.npy.")]
 Inputs = Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, folders, globs, or CSVs of paths.")]
 MaskFile = Annotated[
-    Path | None, typer.Option(metavar="FILE|FOLDER", help="One mask for all, or a folder of <name>.png; white = True.")
+    Path | None,
+    typer.Option(
+        metavar="FILE|FOLDER",
+        help="One mask for all, or a folder of <name>.png, of volumes <name>.nii.gz; white = True.",
+    ),
 ]
-Box = Annotated[str | None, typer.Option(metavar="Y,X,H,W", help="A box in pixels of the file.")]
+Box = Annotated[
+    str | None, typer.Option(metavar="Y,X,H,W", help="A box in pixels of the file; of volumes Z,Y,X,D,H,W.")
+]
 Average = Annotated[
     int,
     typer.Option(

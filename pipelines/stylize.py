@@ -45,15 +45,18 @@ def main(
     steps: Steps = 32,
     npy: Npy = False,
 ) -> None:
-    """Stylize images: OUTPUT/images/ on their own grid, report.html, and results.csv with content and style measured.
+    """Stylize images: OUTPUT/images/ on their own grid, report.html, results.csv with content and style measured.
 
     MODEL knows the inputs. With --target-model the images go up to noise by MODEL and down again by the other one, of
-    the same size and channels. With --style the patches of one image are imitated on the way down.
+    the same size and channels. With --style the patches of one image are imitated on the way down. Volumes (NIfTI,
+    MGH, folders of DICOM) are styled slice by slice, along the first of the model's axes, and become NIfTI on their own
+    grid.
 
     \b
     Examples:
       anodiff stylize scanner_a.safetensors scans/ --target-model scanner_b.safetensors --output out/harmonised
       anodiff stylize model.safetensors scans/ --style look.png --sigma 0.3 --output out/styled
+      anodiff stylize scanner_a.safetensors scan.nii.gz --target-model scanner_b.safetensors --output out/harmonised
       anodiff stylize day.safetensors street/ --target-model night.safetensors --anchor 4 --output out/night
     """
     summary = run(
@@ -83,12 +86,14 @@ def run(
     from anodiff.pipelines.common import file_digest
     from anodiff.pipelines.restoring import RestoringJob, run_restoring
     from anodiff.pipelines.restoring_run import computing
+    from anodiff.pipelines.volume_restoring import open_restoring, run_volumes
+    from anodiff.pipelines.volume_restoring_job import VolumeRestoringJob
     from anodiff.restoration import Restored, Restorer
     from anodiff.restoration.style import bridge_grid, content_similarity, style_distance, stylize
 
     if (style is None) == (target_model is None):
         raise ConfigError("stylize: expected exactly one of --style and --target-model")
-    model = open_model(model_path, common.overrides, OPEN_KEYS)
+    model, volumes = open_restoring(model_path, inputs, common)
     settings: dict[str, Any] = {"steps": steps, **computing(model, common)}
     source = Restorer(model, **settings)
     settings["network_batch"] = source.denoiser.network_batch
@@ -123,7 +128,7 @@ def run(
         if found.back is not None:
             lost = (found.back - batch.images).square().flatten(1).mean(1).sqrt().tolist()
         rows = zip(similar, after, before, lost, strict=True)
-        scores[:] = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+        scores.extend(dict(zip(COLUMNS, row, strict=True)) for row in rows)
         return Restored(found.images, found.nfe), None
 
     class Job(RestoringJob):
@@ -131,36 +136,57 @@ def run(
 
         def compute(self, batch: list[Any]) -> Sequence[Any]:
             """(what became of the image, its scores) of each."""
+            scores.clear()
             return list(zip(super().compute(batch), scores, strict=True))
 
         def write(self, item: Any, computed: Any) -> dict[str, Any]:
             """The row with its scores."""
             return {**super().write(item, computed[0]), **computed[1]}
 
-    return run_restoring(
-        Job(model, task, output, npy=npy, any_size=False),
-        model_path,
-        model,
-        source,
-        inputs,
-        {
-            "style": None if style is None else file_digest(style),
-            "target_model": None if target_model is None else file_digest(target_model),
-            "sigma": sigma,
-            "weight": weight,
-            "anchor": anchor,
-            "cycle": cycle,
-        },
-        name="stylize",
-        common=common,
-        columns=COLUMNS,
-    )
+    class OfVolumes(VolumeRestoringJob):
+        """The same for volumes: means over the slices."""
+
+        def compute(self, batch: list[Any]) -> Sequence[Any]:
+            """(what became of the volume, its scores) of each."""
+            found: list[Any] = []
+            for loaded in batch:
+                scores.clear()
+                found.append((super().compute([loaded])[0], means(scores)))
+            return found
+
+        def write(self, item: Any, computed: Any) -> dict[str, Any]:
+            """The row with its scores."""
+            return {**super().write(item, computed[0]), **computed[1]}
+
+    told = {
+        "style": None if style is None else file_digest(style),
+        "target_model": None if target_model is None else file_digest(target_model),
+        "sigma": sigma,
+        "weight": weight,
+        "anchor": anchor,
+        "cycle": cycle,
+    }
+    given = (model_path, model, source, inputs, told)
+    if volumes:
+        volume_job = OfVolumes(model, task, output, average=False, at_once=common.images_at_once)
+        return run_volumes(volume_job, *given, name="stylize", common=common, npy=npy, columns=COLUMNS)
+    job = Job(model, task, output, npy=npy, any_size=False)
+    return run_restoring(job, *given, name="stylize", common=common, columns=COLUMNS)
+
+
+def means(scores: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """The mean of each column over the slices that have it."""
+    columns = {name: [row[name] for row in scores if row[name] is not None] for name in COLUMNS}
+    return {name: sum(found) / len(found) if found else None for name, found in columns.items()}
 
 
 def check_pair(source: DiffusionModel, target: DiffusionModel) -> None:
-    """Raises ConfigError where two models do not see images of one shape, or not images at all."""
-    if any(each.config.volume is not None or each.config.video is not None for each in (source, target)):
-        raise ConfigError("stylize: expected models of images, found one of volumes or clips")
+    """Raises ConfigError where two models do not see images, or slices, of one shape."""
+    for section in (source.config.volume, target.config.volume):
+        if section is not None and (section.mode == "patches" or section.neighbours):
+            raise ConfigError("stylize: expected models of images or single slices, found one that sees several slices")
+    if target.config.video is not None:
+        raise ConfigError("stylize: expected models of images, found one of clips")
     ours, theirs = ((each.config.preprocess.channels, *each.config.preprocess.size) for each in (source, target))
     if ours != theirs:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""`anodiff denoise` and `anodiff inpaint` for volumes: NIfTI on each input's own grid, a table, a page."""
+"""`anodiff denoise`, `inpaint` and `edit` for volumes: NIfTI on each input's own grid, a table, a page."""
 
 from __future__ import annotations
 

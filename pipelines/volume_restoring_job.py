@@ -1,4 +1,4 @@
-"""What denoise and inpaint do with a volume as items of a run: read, computed and written."""
+"""What the restoring jobs do with a volume as items of a run: read, computed and written."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from anodiff.restoration.volumes import Find, LoadedVolume, RestoredVolume, Volu
 class VolumeRestoringJob:
     """read -> LoadedVolume, compute -> RestoredVolume, write -> the row; see `anodiff.engine.loop.Job`.
 
-    task, find, average, at_once: see `VolumeRestorer`. mask_of: None where all may change.
+    task, find, average, at_once, blind: see `VolumeRestorer`. mask_of: None where all may change.
     """
 
     def __init__(
@@ -39,11 +39,12 @@ class VolumeRestoringJob:
         find: Find | None = None,
         average: bool = True,
         at_once: int = 16,
+        blind: bool = True,
     ) -> None:
         assert model.config.volume is not None
         self.config = model.config.volume
         self.restorer = VolumeRestorer(
-            model.config.preprocess, self.config, task, find=find, average=average, at_once=at_once
+            model.config.preprocess, self.config, task, find=find, average=average, at_once=at_once, blind=blind
         )
         self.folder, self.mask_of = folder, mask_of
 

@@ -68,10 +68,15 @@ def check_denoising(noise: str, level: bool, samples: int, uncertainty: bool, ga
 
 
 def kept_outside(mask: Tensor | None, x: Tensor) -> Tensor | None:
-    """(N, 1, *S) bool where x must stay as it is: outside the mask (*S) or (N, *S). ConfigError for another size."""
+    """(N, 1, *S) bool where x must stay as it is: outside the mask (*S) or (N, *S); (N, C, *S) of a mask like x.
+
+    Raises ConfigError for a mask of another size.
+    """
     if mask is None:
         return None
     kept = ~mask.to(x.device, torch.bool)
+    if kept.shape == x.shape:
+        return kept
     if kept.shape not in (x.shape[2:], (len(x), *x.shape[2:])):
         raise ConfigError(f"mask: expected the shape {tuple(x.shape[2:])}, found {tuple(kept.shape)}")
     return kept.expand(len(x), *x.shape[2:]).unsqueeze(1)

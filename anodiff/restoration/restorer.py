@@ -314,7 +314,7 @@ class Restorer:
         """SDEdit (Meng et al. 2022): noise of level ``sigma`` put on and taken off; images (N, C, *S) in and out.
 
         0.5 to 1 keeps the layout, above 2 little is kept. ``strength`` says it as a share of the schedule's steps
-        instead. ``mask`` (*S) or (N, *S): True may change, every other voxel is kept bit for bit.
+        instead. ``mask`` (*S), (N, *S) or (N, C, *S): True may change, every other voxel is kept bit for bit.
 
         Raises:
             ConfigError: neither or both of sigma and strength, or one out of range or above what the model was trained

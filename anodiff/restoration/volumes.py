@@ -105,6 +105,7 @@ class VolumeRestorer:
         find: what finds, by looking, the part that is painted. None: the hole that is given, or all.
         average: restore the slices of every axis and average them, else only those of the first.
         at_once: slices of one call of the task.
+        blind: what a given hole holds is not looked at; else it may change, and is what the task starts from.
     """
 
     def __init__(
@@ -116,14 +117,18 @@ class VolumeRestorer:
         find: Find | None = None,
         average: bool = True,
         at_once: int = 16,
+        blind: bool = True,
     ) -> None:
         self.preprocess, self.config = preprocess, volume
         self.slicer = VolumeSlicer(preprocess, volume)
-        self.task, self.find, self.average, self.at_once = task, find, average, at_once
+        self.task, self.find, self.average, self.at_once, self.blind = task, find, average, at_once, blind
 
     def load(self, volume: Volume, hole: NDArray[np.bool_] | None = None) -> LoadedVolume:
-        """The volume, prepared without a look into its hole, bool (I, J, K). Raises InputError, see `VolumeSlicer`."""
-        seen = volume if hole is None else without_voxels(volume, hole)
+        """The volume with its hole, bool (I, J, K), prepared without a look into it where that is so wanted.
+
+        Raises InputError, see `VolumeSlicer`.
+        """
+        seen = without_voxels(volume, hole) if hole is not None and self.blind else volume
         prepared = self.slicer.prepare(seen)
         intensity, background = None, None
         if self.config.statistics == "volume":

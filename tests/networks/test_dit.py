@@ -85,7 +85,9 @@ def test_without_positions_patches_are_a_set(monkeypatch: pytest.MonkeyPatch) ->
     swapped = x.flip(2).unflatten(2, (2, 4)).flip(3).flatten(2, 3)  # the two rows of patches change places
     plain, moved = net(x, torch.zeros(1)), net(swapped, torch.zeros(1))
     assert not torch.allclose(moved[:, :, 4:], plain[:, :, :4], atol=1e-3)
-    monkeypatch.setattr("anodiff.networks.dit.positions", lambda grid, width, device: torch.zeros(math.prod(grid), width))
+    monkeypatch.setattr(
+        "anodiff.networks.dit.positions", lambda grid, width, device: torch.zeros(math.prod(grid), width)
+    )
     plain, moved = net(x, torch.zeros(1)), net(swapped, torch.zeros(1))
     torch.testing.assert_close(moved[:, :, 4:], plain[:, :, :4], rtol=1e-4, atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""generate, denoise and inpaint on volumes: the same grid and header codes, closed forms, masks, resumed runs."""
+"""Restoring jobs on volumes: the same grid and header codes, closed forms, masks, resumed runs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from anodiff.config import parse_config
 from anodiff.model import DiffusionModel, build_denoiser
+from anodiff.restoration.operators import gaussian_blur
 
 Run = Callable[..., int]
 QUICK = ("--device", "cpu", "--steps", "2")
@@ -184,6 +186,98 @@ def test_inpainting_changes_the_hole_alone_and_does_not_look_into_it(
     assert found[0][hole].std() > 1
 
 
+@pytest.mark.parametrize("kind", ["patches", "neighbours", "images"])
+def test_an_edit_starts_from_what_the_mask_holds(anodiff: Run, scan: Path, tmp_path: Path, kind: str) -> None:
+    changes = {"volume": {**KINDS["patches"], "spacing": None}} if kind == "patches" else {}  # type: ignore[dict-item]
+    model = saved(tmp_path / "model.safetensors", kind, **changes)
+    hole = hole_of(tmp_path / "hole.nii.gz", (slice(3, 6), slice(4, 8), slice(2, 5)), scan)
+    source, found = nibabel.load(scan), []
+    for value in (200, 800):
+        values = voxels(scan).copy()
+        values[hole] = value
+        nibabel.save(nibabel.Nifti1Image(values, source.affine), tmp_path / f"x{value}.nii.gz")
+        words = ("--sigma", 0.2, "--mask", tmp_path / "hole.nii.gz", "--output", tmp_path / f"out{value}")
+        assert anodiff("edit", model, tmp_path / f"x{value}.nii.gz", *words, *QUICK) == 0
+        found.append(voxels(tmp_path / f"out{value}" / "images" / f"x{value}.nii.gz"))
+        np.testing.assert_array_equal(found[-1][~hole], values[~hole])
+        assert (found[-1][hole] != value).all()
+    # 0.2 keeps most of it: the shrinkage of N(0, 0.4^2) is 0.8 of the way from 500
+    assert found[1][hole].mean() - found[0][hole].mean() > 200
+    assert anodiff("edit", model, scan, "--sigma", 0.2, "--output", tmp_path / "all", *QUICK) == 0
+    after = nibabel.load(tmp_path / "all" / "images" / "scan.nii.gz")
+    np.testing.assert_array_equal(after.affine, source.affine)
+    assert (after.get_fdata() != voxels(scan)).mean() > 0.9
+
+
+def test_missing_slices_of_a_volume_are_filled_unseen(anodiff: Run, scan: Path, tmp_path: Path) -> None:
+    volume = {**KINDS["patches"], "spacing": None}  # type: ignore[dict-item]
+    model = saved(tmp_path / "model.safetensors", "patches", volume=volume)
+    missing = np.zeros((9, 12, 10), dtype=bool)
+    missing[:, :, 2::3] = True
+    hole = tmp_path / "missing.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(missing.astype(np.uint8), nibabel.load(scan).affine), hole)
+    found = []
+    runs = (("a", 0, "slices:missing:3"), ("b", 1000, "slices:missing:3"), ("c", 0, f"mask:{hole}"))
+    for name, value, operator in runs:
+        values = np.where(missing, value, voxels(scan)).astype(np.int16)
+        nibabel.save(nibabel.Nifti1Image(values, nibabel.load(scan).affine), tmp_path / "x.nii.gz")
+        out = tmp_path / name
+        assert anodiff("restore", model, tmp_path / "x.nii.gz", "--operator", operator, "--output", out, *QUICK) == 0
+        found.append(voxels(out / "images" / "x.nii.gz"))
+        np.testing.assert_array_equal(found[-1][~missing], values[~missing])
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+    assert found[0][missing].std() > 1
+    # a model of single slices has nothing to fill a whole slice by
+    flat = saved(tmp_path / "flat.safetensors", "slices", volume={"axes": [2], "orientation": "RAS"})
+    words = ("--operator", "slices:missing:3", "--output", tmp_path / "flat", *QUICK)
+    assert anodiff("restore", flat, tmp_path / "x.nii.gz", *words) == 1
+    assert "found a slice that misses all" in table(tmp_path / "flat" / "results.csv")[0]["error"]
+
+
+def test_a_blurred_volume_agrees_with_what_was_measured(anodiff: Run, tmp_path: Path) -> None:
+    volume = {"mode": "patches", "patch": [8, 8, 8], "spacing": None}
+    model = saved(tmp_path / "model.safetensors", "patches", volume=volume)
+    blur = gaussian_blur(0.8)
+    truth = torch.from_numpy(np.random.default_rng(0).uniform(-0.6, 0.6, (1, 1, 8, 8, 8))).float()
+    measured = ((blur(truth)[0, 0].numpy() + 1) * 500).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(measured, np.eye(4)), tmp_path / "x.nii.gz")
+    words = ("--operator", "blur:gaussian:0.8", "--solver", "projected", "--output", tmp_path / "out", *QUICK)
+    assert anodiff("restore", model, tmp_path / "x.nii.gz", *words) == 0
+    found = torch.from_numpy(nibabel.load(tmp_path / "out" / "images" / "x.nii.gz").get_fdata() / 500 - 1)[None, None]
+    np.testing.assert_allclose(blur(found.float()).numpy()[0, 0], measured / 500 - 1, atol=2e-3)
+    # all frequencies but the highest of each axis were measured, and without noise
+    np.testing.assert_allclose(found, truth, atol=0.02)
+    assert float((truth - (torch.from_numpy(measured) / 500 - 1)).abs().max()) > 0.2
+
+
+@pytest.mark.parametrize("kind", ["images", "slices"])
+def test_volumes_are_styled_slice_by_slice(anodiff: Run, tmp_path: Path, kind: str) -> None:
+    values, affine = oblique((14, 16, 12))
+    scan = tmp_path / "scan.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(values, affine), scan)
+    # the planes' own size, so that nothing is resized
+    preprocess = {**RECIPE["preprocess"], "size": [16, 14] if kind == "images" else [12, 16]}
+    model = saved(tmp_path / "a.safetensors", kind, preprocess=preprocess)
+    quiet = saved(tmp_path / "b.safetensors", kind, preprocess=preprocess, diffusion={"sigma_data": SPREAD / 2})
+    words = ("--target-model", quiet, "--output", tmp_path / "out", "--device", "cpu", "--steps", 8)
+    assert anodiff("stylize", model, scan, *words) == 0
+    before, after = nibabel.load(scan), nibabel.load(tmp_path / "out" / "images" / "scan.nii.gz")
+    np.testing.assert_array_equal(after.affine, before.affine)
+    # from N(0, SPREAD^2) to half the spread
+    assert after.get_fdata().std() == pytest.approx(before.get_fdata().std() / 2, rel=0.15)
+    row = table(tmp_path / "out" / "results.csv")[0]
+    assert 0 < float(row["content_ssim"]) < 1
+    assert float(row["cycle_rmse"]) < 0.05
+    assert float(row["style_distance"]) < float(row["style_distance_before"])
+    if kind == "images":
+        plane = (voxels(scan)[:, :, 0].astype(float) / 4).astype(np.uint8)
+        Image.fromarray(plane).save(tmp_path / "look.png")
+        words = ("--style", tmp_path / "look.png", "--no-cycle", "--output", tmp_path / "look", *QUICK)
+        assert anodiff("stylize", model, scan, *words) == 0
+        assert table(tmp_path / "look" / "results.csv")[0]["cycle_rmse"] == ""
+
+
 def test_a_box_is_given_in_z_y_x_and_masks_by_name(anodiff: Run, scan: Path, tmp_path: Path) -> None:
     model = saved(tmp_path / "model.safetensors", "patches", volume={**KINDS["patches"], "spacing": None})
     (tmp_path / "masks").mkdir()
@@ -272,8 +366,10 @@ def test_generated_volumes_may_be_larger_than_the_patch(anodiff: Run, tmp_path: 
         (("inpaint", "--mask", "nowhere.nii.gz", "--box", "0,0,0,1,1,1"), "exactly one"),
         (("denoise", "--npy"), "--npy: expected none for volumes"),
         (("denoise", "--set", "volume.neighbours=2"), "volume.neighbours"),
-        (("edit", "--sigma", "0.5"), "generate, denoise and inpaint take volumes"),
-        (("restore", "--operator", "blur:gaussian:1"), "generate, denoise and inpaint take volumes"),
+        (("edit", "--sigma", "0.5", "--npy"), "--npy: expected none for volumes"),
+        (("restore", "--operator", "superres:2"), "expected mask:FILE, slices or blur for volumes"),
+        (("restore", "--operator", "slices:every:2", "--sigma-y", "0.1"), "--sigma-y: expected 0 for missing voxels"),
+        (("stylize", "--style", "look.png"), "expected models of images or single slices"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
