@@ -13,6 +13,7 @@ from anodiff.pipelines.common import COMMON, Common, Model, Output, Preset, say,
 from anodiff.pipelines.restoring_options import (
     Average,
     Box,
+    Grid,
     Inputs,
     MaskFile,
     Npy,
@@ -56,6 +57,7 @@ def main(
     solver: Solver = "matched",
     steps: Steps = 32,
     sampler: Sampler = None,
+    grid: Grid = "karras",
     average: Average = 1,
     npy: Npy = False,
 ) -> None:
@@ -72,7 +74,7 @@ def main(
     Examples:
       anodiff inpaint model.safetensors scans/ --mask masks/ --output out/filled
       anodiff inpaint model.safetensors scan.png --box 40,52,24,24 --output out/filled
-      anodiff inpaint model.safetensors scan.png --box 40,52,48,48 --solver resampled --average 2 --output out/large
+      anodiff inpaint model.safetensors x.png --box 40,52,48,48 --solver resampled --grid log --average 2 --output out
       anodiff inpaint model3d.safetensors scan.nii.gz --mask lesion.nii.gz --output out/filled
       anodiff inpaint model.safetensors scans/ --where-anomalous --output out/pseudo-healthy
     """
@@ -87,6 +89,7 @@ def main(
         solver=solver,
         steps=steps,
         sampler=sampler,
+        grid=grid,
         average=average,
         npy=npy,
         common=common,
@@ -106,6 +109,7 @@ def run(
     solver: str = "matched",
     steps: int = 32,
     sampler: str | None = None,
+    grid: str = "karras",
     average: int = 1,
     npy: bool = False,
     common: Common = COMMON,
@@ -129,7 +133,7 @@ def run(
     model, volumes = open_restoring(model_path, inputs, common)
     shape = shape_of(model.config)
     assert shape is not None
-    restorer = Restorer(model, steps=steps, sampler=sampler, **computing(model, common))
+    restorer = Restorer(model, steps=steps, sampler=sampler, grid=grid, **computing(model, common))
     restorer.check(Mask(torch.zeros(shape[1:], dtype=torch.bool)), shape, solver=solver)
     settings: dict[str, Any] = {"solver": solver, "average": average}
 

@@ -10,7 +10,7 @@ import typer
 
 from anodiff.errors import ConfigError, InputError
 from anodiff.pipelines.common import COMMON, Common, Model, Output, with_common
-from anodiff.pipelines.restoring_options import SOLVER_NAMES, Average, Inputs, Npy, Sampler, Steps, drawing
+from anodiff.pipelines.restoring_options import SOLVER_NAMES, Average, Grid, Inputs, Npy, Sampler, Steps, drawing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +46,7 @@ def main(
     sigma_y: Annotated[float, typer.Option(min=0, help="Noise of the measurement, in units of [-1, 1].")] = 0.0,
     steps: Steps = 32,
     sampler: Sampler = None,
+    grid: Grid = "karras",
     average: Average = 1,
     npy: Npy = False,
 ) -> None:
@@ -80,6 +81,7 @@ def main(
         sigma_y=sigma_y,
         steps=steps,
         sampler=sampler,
+        grid=grid,
         average=average,
         npy=npy,
         common=common,
@@ -97,6 +99,7 @@ def run(
     sigma_y: float = 0.0,
     steps: int = 32,
     sampler: str | None = None,
+    grid: str = "karras",
     average: int = 1,
     npy: bool = False,
     common: Common = COMMON,
@@ -124,7 +127,7 @@ def run(
     assert shape is not None
     missing = Mask(torch.zeros(shape[1:], dtype=torch.bool))
     solver = solver_name(solver, known or missing)
-    restorer = Restorer(model, steps=steps, sampler=sampler, **computing(model, common))
+    restorer = Restorer(model, steps=steps, sampler=sampler, grid=grid, **computing(model, common))
     options: dict[str, Any] = {"solver": solver, "sigma_y": sigma_y, **drawing(average)}
     settings = {"operator": operator, "solver": solver, "sigma_y": sigma_y, "average": average}
     if volumes:

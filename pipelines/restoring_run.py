@@ -157,6 +157,7 @@ def chain_settings(model_path: Path, model: DiffusionModel, restorer: Restorer) 
         "seed": restorer.seed,
         "steps": restorer.steps,
         "sampler": restorer.sampler,
+        "grid": restorer.grid_name,
         "device": restorer.denoiser.device.type,
         "precision": restorer.denoiser.precision,
         "network_batch": restorer.denoiser.network_batch,

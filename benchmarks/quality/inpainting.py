@@ -29,20 +29,22 @@ MASKS = ("25 % of pixels", f"{BOX}x{BOX} box")
 
 @dataclass(frozen=True)
 class Way:
-    """One of our ways to fill: solver, steps, samples that are averaged (from two on in pairs of opposite noise)."""
+    """One of our ways to fill: solver, steps, samples that are averaged (from two on in pairs of opposite noise), and
+    the grid of the levels."""
 
     solver: str
     steps: int
     samples: int
     options: dict[str, Any] = field(default_factory=dict)
+    grid: str = "karras"
 
 
 SCATTERED_WAY, BOX_WAY = "anodiff matched, mean of 4", "anodiff resampled, mean of 2"
 OURS = {
     "anodiff matched, one sample": Way("matched", 16, 1),
     SCATTERED_WAY: Way("matched", 12, 4),
-    "anodiff resampled, one sample": Way("resampled", 48, 1, {"repeats": 10}),
-    BOX_WAY: Way("resampled", 24, 2, {"repeats": 10}),
+    "anodiff resampled, one sample": Way("resampled", 48, 1, {"repeats": 10}, "log"),
+    BOX_WAY: Way("resampled", 24, 2, {"repeats": 10}, "log"),
     "anodiff guided, mean of 8": Way("guided", 16, 8),
     "anodiff proximal, one sample": Way("proximal", 32, 1),
     "anodiff proximal, mean of 14": Way("proximal", 32, 14),
@@ -129,7 +131,7 @@ def methods(
     found: dict[str, tuple[dict[str, Any], Fill]] = {}
     options: dict[str, Any] = {"device": device, "precision": precision, "seed": seed, "network_batch": batch}
     for name, way in OURS.items():
-        restorer = Restorer(model, steps=way.steps, **options)
+        restorer = Restorer(model, steps=way.steps, grid=way.grid, **options)
         settings = asdict(way) | {"antithetic": way.samples > 1}
         found[name] = (settings, partial(by_solver, restorer, way))
     found[BIHARMONIC] = ({}, biharmonic)
