@@ -100,6 +100,7 @@ def run(
     common: Common = COMMON,
 ) -> Summary:
     """Edit `inputs` with a model file; returns what was done. Errors of the run as a whole are AnodiffErrors."""
+    from anodiff.data.volumes.inputs import first_volume
     from anodiff.pipelines import counterfactual
     from anodiff.pipelines.restoring import RestoringJob, run_restoring
     from anodiff.pipelines.restoring_masks import mask_settings, mask_source
@@ -113,6 +114,8 @@ def run(
         raise ConfigError("edit: expected exactly one of --sigma and --strength")
     target = counterfactual.Target(class_ or "", guidance, from_class, start)
     if class_ is not None:
+        if (found := first_volume(inputs)) is not None:
+            raise ConfigError(f"--class: expected images, found the volume {found}")
         return counterfactual.run(
             model_path, inputs, output, target,
             sigma=sigma, strength=strength, mask=mask, box=box, steps=steps, sampler=sampler, npy=npy, common=common,

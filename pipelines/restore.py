@@ -61,8 +61,9 @@ def main(
     and pixels that were measured are written as they were read, and the averages of a larger image are the small one
     (where its size is the model's over the factor, so that nothing is resized).
 
-    Volumes (NIfTI, MGH, folders of DICOM) become NIfTI on their own grid: mask:FILE, blur, and slices, whose axis
-    counts z, y, x from 0. A model of slices restores them one by one, along the first of its axes.
+    Volumes (NIfTI, MGH, DICOM) become NIfTI on their own grid: mask:FILE and slices, without --sigma-y, and blur. The
+    axis of slices counts z, y, x from 0, and the model's grid has as many of them. A model of slices restores them one
+    by one, along the first of its axes.
 
     \b
     Examples:
@@ -113,7 +114,7 @@ def run(
     from anodiff.pipelines.restoring_masks import mask_settings, mask_source
     from anodiff.pipelines.restoring_run import computing
     from anodiff.pipelines.volume_restoring import open_restoring
-    from anodiff.restoration import Jpeg, KSpace, Mask, Restorer, Slices, SuperResolution
+    from anodiff.restoration import Blur, Jpeg, KSpace, Mask, Restorer, Slices, SuperResolution
     from anodiff.restoration.arguments import shape_of, solver_name
     from anodiff.restoration.parse import parse_operator
 
@@ -133,7 +134,8 @@ def run(
     if volumes:
         from anodiff.pipelines import volume_restore
 
-        restorer.check(known or missing, shape, solver=solver, sigma_y=sigma_y)
+        # the axis of slices is one of the volume, whatever the model sees of it
+        restorer.check(known if isinstance(known, Blur) else missing, shape, solver=solver, sigma_y=sigma_y)
         return volume_restore.run(
             model_path, model, restorer, inputs, output, known,
             mask=mask, options=options, settings=settings, npy=npy, common=common,

@@ -112,7 +112,7 @@ def told_of(row: Mapping[str, Any]) -> tuple[str, ...]:
 def chain_facts(settings: Mapping[str, Any], restorer: Restorer) -> dict[str, Any]:
     """Sampler and steps of the chains that a job with these settings runs; None where there is no chain."""
     if settings.get("sample") is False:  # an estimate is one call
-        return {"sampler": None, "steps": None}
+        return {"sampler": None, "steps": None, "grid": None}
     if settings.get("sample"):
         return {"sampler": "ancestral"}
     if "style" in settings:

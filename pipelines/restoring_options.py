@@ -14,7 +14,7 @@ SOLVER_NAMES = ("matched", "guided", "proximal", "projected", "resampled")
 
 Steps = Annotated[int, typer.Option(min=1, help="Noise levels of a chain.")]
 Sampler = Annotated[str | None, typer.Option(help="dpmpp, heun, ddim or ancestral; by default the one that fits.")]
-Grid = Annotated[str, typer.Option(help="Levels: karras has more low ones; log, evenly spread, is for large holes.")]
+Grid = Annotated[str, typer.Option(help="Levels: karras has more low ones, log spreads them evenly.")]
 Npy = Annotated[bool, typer.Option("--npy", help="Also write float32 values, unrounded, as OUTPUT/arrays/<id>.npy.")]
 Inputs = Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, folders, globs, or CSVs of paths.")]
 MaskFile = Annotated[

@@ -100,7 +100,9 @@ def run(
     target, exemplar = None, None
     check_pair(model, model)
     if target_model is not None:
-        other = open_model(target_model, common.overrides, OPEN_KEYS)
+        # which slices are taken is the source's business
+        own = [each for each in common.overrides or () if not each.strip().startswith("volume")]
+        other = open_model(target_model, own, OPEN_KEYS)
         check_pair(model, other)
         target = Restorer(other, **settings)
     elif style is not None:

@@ -1,4 +1,4 @@
-"""`anodiff denoise`, `inpaint` and `edit` for volumes: NIfTI on each input's own grid, a table, a page."""
+"""What the restoring jobs share for volumes: NIfTI on each input's own grid, a table, a page."""
 
 from __future__ import annotations
 
@@ -46,6 +46,11 @@ def open_restoring(path: Path, inputs: Sequence[str], common: Common) -> tuple[D
         return open_model(path, common.overrides, OPEN_KEYS), False
     if not only:
         refuse_images(inputs)
+        if model.config.preprocess.resize == "none":
+            raise ConfigError(
+                f"{path}: expected a model that may resize slices, found one of preprocess.resize none, which takes "
+                "images alone"
+            )
     model, plain = open_volume_model(path, common.overrides, OPEN_KEYS)
     if plain:
         assert model.config.volume is not None

@@ -55,6 +55,12 @@ def out_of_range(values: NDArray[np.float32], intensity: Intensity, settings: In
     return np.asarray((np.abs(seen) > end + ROUNDING).any(axis=0))
 
 
+def file_axis(way: Plan, axis: int) -> int:
+    """The axis of the file that an axis of the model's grid is."""
+    turned = next((step.axes for step in way.steps if isinstance(step, Reorient)), (0, 1, 2))
+    return turned[axis]
+
+
 def volume_sides(way: Plan, planes: Mapping[int, tuple[float, float]]) -> tuple[int, int, int]:
     """How many voxels of the model's lie along the axes of the file, padding and cropping apart.
 

@@ -31,5 +31,8 @@ class Restored:
     counts: bool = False
 
     def averaged(self) -> Restored:
-        """The mean of the samples in the place of the first: nearer to the truth than each of them, and smoother."""
-        return self if self.samples is None else replace(self, images=self.samples.mean(dim=1))
+        """The mean of the samples in the place of the first: nearer to the truth than each of them, and smoother.
+
+        Of their spread nothing is left: of most solvers it is no uncertainty.
+        """
+        return self if self.samples is None else replace(self, images=self.samples.mean(dim=1), uncertainty=None)

@@ -17,7 +17,7 @@ from anodiff.data.volumes.volume import Volume
 from anodiff.errors import InputError
 from anodiff.restoration.batches import Batch, Task
 from anodiff.restoration.intensity import Intensity, noise_left
-from anodiff.restoration.lost import Lost, out_of_range, volume_sides
+from anodiff.restoration.lost import Lost, file_axis, out_of_range, volume_sides
 from anodiff.restoration.restored import Restored
 from anodiff.restoration.volume_intensity import resampled_noise_left, volume_intensity, without_voxels
 from anodiff.restoration.volume_slices import MISSING_SHARE, Slice, middle, put_back, whole_slices
@@ -172,6 +172,19 @@ class VolumeRestorer:
     def channels(self, volume: Volume) -> NDArray[np.float32]:
         """(C, I, J, K): the channels that the model reads. Raises InputError where they do not fit."""
         return select_channels(volume, self.preprocess.channels, self.preprocess.channel).data
+
+    def sides(self, loaded: LoadedVolume) -> tuple[int | None, tuple[int, int, int]]:
+        """(axis of the file along which the first slices are cut, None where it is seen whole; how many voxels the
+        model has along the axes of the file, padding and cropping apart)."""
+        way = loaded.prepared.plan
+        if self.config.mode == "patches":
+            return None, volume_sides(way, {})
+        shape: tuple[int, int, int] = tuple(loaded.prepared.image.shape[1:])  # type: ignore[assignment]
+        axis = self.slicer.axes(shape)[0]
+        width, height = (side for other, side in enumerate(shape) if other != axis)
+        _, _, *inner = self.slicer.preprocessor.geometry((height, width)).box
+        planes = {axis: (inner[0] / height, inner[1] / width)}
+        return file_axis(way, axis), volume_sides(way, planes)
 
     def _whole(self, done: RestoredVolume, hole: NDArray[np.bool_] | None) -> None:
         loaded = done.loaded

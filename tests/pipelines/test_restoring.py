@@ -285,6 +285,7 @@ def test_the_mean_of_samples_is_what_average_writes(
         found = np.load(out / "arrays" / "a.npy") * 2 - 1
         np.testing.assert_allclose(found, samples[0].numpy().mean(axis=0)[0].clip(-1, 1), atol=2e-6)
         assert int(world.read_table(out / "results.csv")[0]["nfe"]) % average == 0
+        assert not (out / "uncertainty").exists()
 
 
 @pytest.mark.parametrize("intensity", [{}, {"kind": "robust", "clip": 4}], ids=["unit_range", "robust"])

@@ -228,11 +228,67 @@ def test_missing_slices_of_a_volume_are_filled_unseen(anodiff: Run, scan: Path, 
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])
     assert found[0][missing].std() > 1
-    # a model of single slices has nothing to fill a whole slice by
-    flat = saved(tmp_path / "flat.safetensors", "slices", volume={"axes": [2], "orientation": "RAS"})
-    words = ("--operator", "slices:missing:3", "--output", tmp_path / "flat", *QUICK)
-    assert anodiff("restore", flat, tmp_path / "x.nii.gz", *words) == 1
-    assert "found a slice that misses all" in table(tmp_path / "flat" / "results.csv")[0]["error"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "axis", "says"),
+    [
+        ("neighbours", 1, ""),  # along its own axis: the slices beside are seen
+        ("neighbours", 2, ""),
+        ("images", 1, ""),
+        ("images", -1, ""),
+        ("images", 0, "found slices of which nothing was measured"),
+        ("resized", 1, "as many slices along y on the model's grid as in the file, 12, found 8"),
+        ("flat", 0, "found 1 along z, all of them measured"),
+    ],
+)
+def test_slices_are_missing_along_any_axis_of_the_file(
+    anodiff: Run, tmp_path: Path, kind: str, axis: int, says: str
+) -> None:
+    values, affine = oblique((9, 12, 1 if kind == "flat" else 10))
+    nibabel.save(nibabel.Nifti1Image(values, affine), tmp_path / "x.nii.gz")
+    # the planes' own size, so that every slice is one of the model's; smaller where they are to be resized
+    size = {"neighbours": [10, 9], "resized": [8, 8]}.get(kind, [12, 9])
+    preprocess = {**RECIPE["preprocess"], "size": size}
+    model = saved(tmp_path / "m.safetensors", kind if kind == "neighbours" else "images", preprocess=preprocess)
+    words = ("--operator", f"slices:missing:3:{axis}", "--output", tmp_path / "out", *QUICK)
+    assert anodiff("restore", model, tmp_path / "x.nii.gz", *words) == int(bool(says))
+    row = table(tmp_path / "out" / "results.csv")[0]
+    if says:
+        assert says in row["error"]
+        assert "x.nii.gz" in row["error"]
+        return
+    changed = voxels(tmp_path / "out" / "images" / "x.nii.gz") != values
+    lost = np.zeros(values.shape, dtype=bool)
+    np.moveaxis(lost, 2 - axis % 3, 0)[2::3] = True
+    np.testing.assert_array_equal(changed, lost)
+
+
+def test_an_average_of_volumes_leaves_no_spread(anodiff: Run, scan: Path, tmp_path: Path) -> None:
+    model = saved(tmp_path / "model.safetensors", "patches")
+    words = ("inpaint", model, scan, "--box", "3,2,1,2,3,4", *QUICK)
+    found = []
+    for average in (1, 3):
+        out = tmp_path / str(average)
+        assert anodiff(*words, "--average", average, "--output", out) == 0
+        assert not (out / "uncertainty").exists()
+        found.append(voxels(out / "images" / "scan.nii.gz"))
+    changed = found[0] != voxels(scan)
+    assert found[1][changed].std() < 0.85 * found[0][changed].std()  # of three independent samples: 0.58
+    assert anodiff(*words, "--average", 3, "--grid", "log", "--output", tmp_path / "3") == 2  # another run
+
+
+def test_what_is_of_images_alone_is_refused_at_once(
+    anodiff: Run, scan: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    preprocess = {**RECIPE["preprocess"], "resize": "none"}
+    every_size = saved(tmp_path / "any.safetensors", "images", preprocess=preprocess)
+    out = tmp_path / "out"
+    assert anodiff("edit", every_size, scan, "--sigma", 0.2, "--output", out, *QUICK) == 2
+    assert "any.safetensors: expected a model that may resize slices" in capfd.readouterr().err
+    assert anodiff("edit", every_size, scan, "--class", "healthy", "--sigma", 0.2, "--output", out, *QUICK) == 2
+    assert f"--class: expected images, found the volume {scan}" in capfd.readouterr().err
+    assert not out.exists()
 
 
 def test_a_blurred_volume_agrees_with_what_was_measured(anodiff: Run, tmp_path: Path) -> None:
@@ -270,6 +326,8 @@ def test_volumes_are_styled_slice_by_slice(anodiff: Run, tmp_path: Path, kind: s
     assert 0 < float(row["content_ssim"]) < 1
     assert float(row["cycle_rmse"]) < 0.05
     assert float(row["style_distance"]) < float(row["style_distance_before"])
+    axes = ("--set", "volume.axes=[1]", "--output", tmp_path / "other", *QUICK)
+    assert anodiff("stylize", model, scan, "--target-model", quiet, *axes) == 0
     if kind == "images":
         plane = (voxels(scan)[:, :, 0].astype(float) / 4).astype(np.uint8)
         Image.fromarray(plane).save(tmp_path / "look.png")
