@@ -112,6 +112,20 @@ def test_video_and_denoising_stand_beside_the_best_known() -> None:
     assert numbers(line.split("|")[4]) == [value for row in published for value in numbers(" ".join(row[1:]))]
 
 
+def test_boxes_are_inpainted_beside_repaint_and_biharmonic() -> None:
+    sets = QUALITY["restoration"]["inpainting"]["sets"]
+    box = "32x32 box"
+    rows = [sets[name][box] for name in ("brain", "bottle")]
+    line = next(line for line in README.splitlines() if line.startswith(f"| Inpainting a {box}"))
+    ours, theirs = line.strip("|").split("|")[2:]
+    names = (sets["brain"]["chosen"][box], "RePaint on MONAI's scheduler", "scikit-image biharmonic")
+    own, loop, smooth = ([row[name] for row in rows] for name in names)
+    assert numbers(ours) == [f"{each['psnr']:.2f}" for each in own]
+    assert f"by {own[0]['calls']} calls" in ours
+    assert f"by {loop[0]['calls']}," in theirs
+    assert numbers(theirs) == [f"{each['psnr']:.2f}" for each in (*loop, *smooth)]
+
+
 def test_speed_page_and_guide_quote_what_was_measured() -> None:
     page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
     steps = {row["work"].partition(" our ")[2]: row["ratio"]["median"] for row in speed("training")["rows"]}
