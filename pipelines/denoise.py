@@ -120,7 +120,7 @@ def run(
         raise ConfigError(
             f"--sigma: expected none with --noise poisson, whose level is that of its counts, found {sigma}"
         )
-    model, volumes = open_restoring(model_path, inputs, common)
+    model, volumes = open_restoring(model_path, inputs, common, average=not sample)
     if kind == "poisson":
         _check_counts(model)
     restorer = Restorer(model, steps=steps, **computing(model, common))

@@ -32,9 +32,12 @@ from anodiff.restoration import Restorer
 SLICE_COLUMNS = ("id", "axis", "slice", "sigma", "sigma_file", "sigma_from")
 
 
-def open_restoring(path: Path, inputs: Sequence[str], common: Common) -> tuple[DiffusionModel, bool]:
+def open_restoring(
+    path: Path, inputs: Sequence[str], common: Common, *, average: bool = False
+) -> tuple[DiffusionModel, bool]:
     """The model, and whether the run is about volumes: one is among the inputs, or the model sees nothing else.
 
+    average: whether slices of all its axes are averaged, see `VolumeRestorer`: for what the user is told.
     Raises what `open_model` does; ConfigError for a model of clips; DataError for images among volumes.
     """
     model = open_model(path, None, ())
@@ -54,7 +57,8 @@ def open_restoring(path: Path, inputs: Sequence[str], common: Common) -> tuple[D
     model, plain = open_volume_model(path, common.overrides, OPEN_KEYS)
     if plain:
         assert model.config.volume is not None
-        along = " and ".join("ijk"[axis] for axis in model.config.volume.axes)
+        axes = model.config.volume.axes
+        along = " and ".join("ijk"[axis] for axis in (axes if average else axes[:1]))
         say(f"note: the model is of 2-D images: slices along {along} of each volume are restored as such", common.quiet)
     return model, True
 

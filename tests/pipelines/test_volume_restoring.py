@@ -278,6 +278,18 @@ def test_an_average_of_volumes_leaves_no_spread(anodiff: Run, scan: Path, tmp_pa
     assert anodiff(*words, "--average", 3, "--grid", "log", "--output", tmp_path / "3") == 2  # another run
 
 
+@pytest.mark.parametrize(("job", "along"), [("denoise", "i and k"), ("edit", "i")])
+def test_the_axes_that_are_taken_are_said(
+    anodiff: Run, scan: Path, tmp_path: Path, job: str, along: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = saved(tmp_path / "model.safetensors", "images")
+    words = ("--sigma", 0.2, "--set", "volume.axes=[0,2]", "--output", tmp_path / "out", *QUICK)
+    assert anodiff(job, model, scan, *words) == 0
+    assert f"slices along {along} of each volume" in capfd.readouterr().err
+    calls = int(table(tmp_path / "out" / "results.csv")[0]["nfe"])
+    assert calls == (9 + 10 if job == "denoise" else 2 * 9)
+
+
 def test_what_is_of_images_alone_is_refused_at_once(
     anodiff: Run, scan: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
