@@ -145,8 +145,7 @@ def by_solver(restorer: Restorer, way: Way, images: Tensor, missing: Tensor) -> 
     found = restorer.inpaint(
         images, missing, solver=way.solver, samples=way.samples, antithetic=way.samples > 1, **way.options
     )
-    filled = found.images if found.samples is None else found.samples.mean(dim=1)
-    return filled, found.nfe + GRADIENT_COST * found.gradients
+    return found.averaged().images, found.nfe + GRADIENT_COST * found.gradients
 
 
 def biharmonic(images: Tensor, missing: Tensor) -> tuple[Tensor, int]:
